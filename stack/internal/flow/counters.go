@@ -1,0 +1,115 @@
+package flow
+
+import "sync/atomic"
+
+// Counter names one thing that the engine counts: traffic, or a drop with its
+// reason. The string form is what Snapshot prints.
+type Counter uint8
+
+// The counters. Drops are named for their reason.
+const (
+	FramesIn Counter = iota
+	FramesOut
+	ACKsDelayed
+	DropRunt
+	DropMalformed
+	DropForeignMAC
+	DropChecksum
+	DropSpoofed
+	DropUnknownProtocol
+	DropTruncated
+	TCPAdmitted
+	TCPRefusedGuard
+	TCPRefusedLimit
+	TCPRefusedDestination
+	TCPEvicted
+	TCPDialFailed
+	TCPDialTimeout
+	UDPAdmitted
+	UDPRefusedGuard
+	UDPRefusedLimit
+	UDPRefusedFilter
+	UDPSendFailed
+	UDPEvicted
+	EchoSent
+	EchoRefusedGuard
+	EchoRefusedLimit
+	EchoUnavailable
+	ICMPErrorsSent
+	ICMPErrorsLimited
+	DNSQueries
+	DNSRefusedLimit
+	DNSUpstreamFailed
+	DHCPReplies
+	numCounters
+)
+
+var counterNames = [numCounters]string{
+	FramesIn:              "frames_in",
+	FramesOut:             "frames_out",
+	ACKsDelayed:           "acks_delayed",
+	DropRunt:              "drop_runt",
+	DropMalformed:         "drop_malformed",
+	DropForeignMAC:        "drop_foreign_mac",
+	DropChecksum:          "drop_checksum",
+	DropSpoofed:           "drop_spoofed_source",
+	DropUnknownProtocol:   "drop_unknown_protocol",
+	DropTruncated:         "drop_truncated",
+	TCPAdmitted:           "tcp_admitted",
+	TCPRefusedGuard:       "tcp_refused_guard",
+	TCPRefusedLimit:       "tcp_refused_limit",
+	TCPRefusedDestination: "tcp_refused_destination_limit",
+	TCPEvicted:            "tcp_pending_evicted",
+	TCPDialFailed:         "tcp_dial_failed",
+	TCPDialTimeout:        "tcp_dial_timeout",
+	UDPAdmitted:           "udp_admitted",
+	UDPRefusedGuard:       "udp_refused_guard",
+	UDPRefusedLimit:       "udp_refused_limit",
+	UDPRefusedFilter:      "udp_refused_filter",
+	UDPSendFailed:         "udp_send_failed",
+	UDPEvicted:            "udp_evicted",
+	EchoSent:              "echo_sent",
+	EchoRefusedGuard:      "echo_refused_guard",
+	EchoRefusedLimit:      "echo_refused_limit",
+	EchoUnavailable:       "echo_unavailable",
+	ICMPErrorsSent:        "icmp_errors_sent",
+	ICMPErrorsLimited:     "icmp_errors_limited",
+	DNSQueries:            "dns_queries",
+	DNSRefusedLimit:       "dns_refused_limit",
+	DNSUpstreamFailed:     "dns_upstream_failed",
+	DHCPReplies:           "dhcp_replies",
+}
+
+// String returns the counter's name in snake case.
+func (c Counter) String() string {
+	if c < numCounters {
+		return counterNames[c]
+	}
+	return "unknown"
+}
+
+// Counters holds one value a Counter. The zero value is ready; it is safe for
+// concurrent use and must not be copied.
+type Counters struct {
+	v [numCounters]atomic.Uint64
+}
+
+// Inc adds one to c.
+func (cs *Counters) Inc(c Counter) { cs.v[c].Add(1) }
+
+// Add adds n to c.
+func (cs *Counters) Add(c Counter, n uint64) { cs.v[c].Add(n) }
+
+// Load returns the value of c.
+func (cs *Counters) Load(c Counter) uint64 { return cs.v[c].Load() }
+
+// Snapshot returns every counter that is not zero, by name.
+func (cs *Counters) Snapshot() map[string]uint64 {
+	m := make(map[string]uint64)
+	for c := Counter(0); c < numCounters; c++ {
+		if n := cs.v[c].Load(); n != 0 {
+			m[c.String()] = n
+		}
+	}
+	return m
+}
