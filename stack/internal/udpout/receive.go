@@ -1,0 +1,67 @@
+package udpout
+
+import (
+	"time"
+
+	"github.com/postern-net/postern/stack/internal/flow"
+	"github.com/postern-net/postern/stack/internal/hosterr"
+	"github.com/postern-net/postern/stack/internal/hostsock"
+)
+
+var _ hostsock.Handler = (*mapping)(nil)
+
+// Receive hands a datagram from outside to the container.
+func (m *mapping) Receive(msg hostsock.Message) {
+	from, ok := m.target(msg.From)
+	if !ok {
+		m.t.cfg.Flows.Counters.Inc(flow.UDPRefusedFilter)
+		return
+	}
+	m.received()
+	m.flow.BytesIn.Add(uint64(len(msg.Payload)))
+	m.t.cfg.Sender.SendUDP(from, m.from, msg.Payload, msg.Segment)
+}
+
+// reorder is how old a mapping's place among the others may get before a
+// datagram from outside renews it. It spares the lock for most datagrams.
+const reorder = time.Second
+
+// received notes that the mapping is in use from outside. RFC 4787 REQ-6 leaves
+// the choice; one-way streams need it.
+func (m *mapping) received() {
+	age := m.t.age()
+	old := time.Duration(m.lastUsed.Swap(int64(age)))
+	first := !m.replied.Load()
+	if !first && age-old < reorder {
+		return
+	}
+	m.t.mu.Lock()
+	defer m.t.mu.Unlock()
+	if m.t.mappings[m.from] != m {
+		return
+	}
+	m.replied.Store(true)
+	m.queue.Remove(m.element)
+	m.queue = m.t.lru[m.class][1]
+	m.element = m.queue.PushBack(m)
+}
+
+// Report tells the container what became of one of its datagrams.
+func (m *mapping) Report(r hostsock.Report) {
+	if r.Kind == 0 {
+		return
+	}
+	to, ok := m.target(r.Target)
+	if !ok {
+		return
+	}
+	m.mu.Lock()
+	last := m.last
+	m.mu.Unlock()
+	quoted := last.quote.bytes()
+	if last.to != to || len(quoted) == 0 {
+		quoted = synthesize(make([]byte, 0, 2*maxQuote), m.from, to, r.Payload)
+	}
+	reporter := hosterr.Reporter(r.Kind, r.Offender, to.Addr(), m.t.cfg.Guard.Plan)
+	m.t.cfg.Sender.SendError(r.Kind, r.MTU, reporter, m.from.Addr(), quoted)
+}
