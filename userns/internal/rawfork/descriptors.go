@@ -1,0 +1,36 @@
+package rawfork
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Descriptors is a message under preparation whose control part has room for a
+// fixed number of descriptors. The child's steps write their results into it.
+type Descriptors struct {
+	oob   []byte
+	taken int
+}
+
+// NewDescriptors prepares room for n descriptors, 1 to fdpass.MaxFiles.
+func NewDescriptors(n int) *Descriptors {
+	return &Descriptors{oob: unix.UnixRights(make([]int, n)...)}
+}
+
+// Next is the place of the next descriptor: the Poke of the step that opens it.
+func (d *Descriptors) Next() *int32 {
+	at := unix.CmsgLen(0) + 4*d.taken
+	d.taken++
+	return (*int32)(unsafe.Pointer(&d.oob[at : at+4][0]))
+}
+
+// message is the msghdr of sendmsg(2), with one byte of data.
+func (d *Descriptors) message(s *Script) Arg {
+	iov := &unix.Iovec{Base: &make([]byte, 1)[0]}
+	iov.SetLen(1)
+	m := &unix.Msghdr{Iov: iov, Control: &d.oob[0]}
+	m.SetIovlen(1)
+	m.SetControllen(len(d.oob))
+	return Pin(s, m)
+}

@@ -1,0 +1,5 @@
+package spawn
+
+import "unsafe"
+
+func pointer(p *int32) unsafe.Pointer { return unsafe.Pointer(p) }

@@ -1,0 +1,87 @@
+package subid
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// askTimeout bounds one run of getsubids: a directory service that is down must
+// not hold the start up for long.
+const askTimeout = 5 * time.Second
+
+// delegated reports whether nsswitch.conf names a source for subid other than
+// the files. An unreadable file means files, as it does for the shadow tools.
+func (s Source) delegated() bool {
+	text, err := readBounded(s.NSSwitch)
+	if err != nil {
+		return false
+	}
+	for row := range bytes.Lines(text) {
+		line, _, _ := strings.Cut(string(row), "#")
+		key, value, ok := strings.Cut(line, ":")
+		if !ok || strings.TrimSpace(key) != "subid" {
+			continue
+		}
+		sources := strings.Fields(value)
+		return len(sources) > 0 && sources[0] != "files"
+	}
+	return false
+}
+
+// ask runs getsubids twice, for uids and for gids (getsubids(1)).
+func (s Source) ask(ctx context.Context, username string) (Ranges, error) {
+	var r Ranges
+	var err error
+	if r.UID, err = s.run(ctx, username); err != nil {
+		return Ranges{}, err
+	}
+	if r.GID, err = s.run(ctx, "-g", username); err != nil {
+		return Ranges{}, err
+	}
+	return r, nil
+}
+
+// run gives the ranges that one call of getsubids prints, one a line:
+// "0: owner start count". A user without ranges makes it exit 1, which is an
+// answer and no failure.
+func (s Source) run(ctx context.Context, args ...string) ([]Range, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, s.Getsubids, args...)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 1 && ctx.Err() == nil {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for subordinate ids of %s: %w", s.Getsubids, args[len(args)-1], err)
+	}
+	return parseAnswer(out)
+}
+
+func parseAnswer(out []byte) ([]Range, error) {
+	var ranges []Range
+	for row := range bytes.Lines(out) {
+		fields := strings.Fields(string(row))
+		if len(fields) == 0 {
+			continue
+		}
+		if len(fields) != 4 {
+			return nil, fmt.Errorf("read the answer of getsubids: line %q", strings.TrimSpace(string(row)))
+		}
+		r, err := parseRange(fields[2] + ":" + fields[3])
+		if err != nil {
+			return nil, fmt.Errorf("read the answer of getsubids: %w", err)
+		}
+		if len(ranges) < maxRanges {
+			ranges = append(ranges, r)
+		}
+	}
+	return ranges, nil
+}
