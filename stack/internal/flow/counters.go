@@ -10,7 +10,6 @@ type Counter uint8
 const (
 	FramesIn Counter = iota
 	FramesOut
-	ACKsDelayed
 	DropRunt
 	DropMalformed
 	DropForeignMAC
@@ -47,7 +46,6 @@ const (
 var counterNames = [numCounters]string{
 	FramesIn:              "frames_in",
 	FramesOut:             "frames_out",
-	ACKsDelayed:           "acks_delayed",
 	DropRunt:              "drop_runt",
 	DropMalformed:         "drop_malformed",
 	DropForeignMAC:        "drop_foreign_mac",

@@ -73,7 +73,7 @@ func (s *Service) discovery(f ether, h inet.Header, msg []byte) []byte {
 		if _, ok := ndp.ParseRouterSolicit(h.Src, msg); !ok {
 			return nil
 		}
-		if h.Src.IsUnspecified() {
+		if h.Src.IsUnspecified() || s.cfg.NoAdvertisement {
 			return s.Advertisement()
 		}
 		return s.advertise(h.Src, f.src)

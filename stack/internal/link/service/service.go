@@ -49,6 +49,10 @@ type Config struct {
 	DNSServers []netip.Addr
 	// DNSSearch is the search list told to clients. See SetSearch.
 	DNSSearch []string
+	// NoAdvertisement keeps router advertisements back, asked for or not: the
+	// interface has its addresses and routes already, and SLAAC would add
+	// others, from which the kernel may prefer to send.
+	NoAdvertisement bool
 }
 
 // Service answers frames. It is safe for concurrent use.
@@ -186,9 +190,9 @@ const (
 )
 
 // Advertisement returns a router advertisement to all nodes, as a frame, or nil
-// when IPv6 is off.
+// when IPv6 or advertising is off.
 func (s *Service) Advertisement() []byte {
-	if !s.cfg.Plan.V6.On() {
+	if !s.cfg.Plan.V6.On() || s.cfg.NoAdvertisement {
 		return nil
 	}
 	return s.advertise(ndp.AllNodes(), multicastMAC(ndp.AllNodes()))

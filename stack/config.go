@@ -1,0 +1,96 @@
+package stack
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/postern-net/postern/stack/guard"
+	"github.com/postern-net/postern/stack/internal/link"
+	"github.com/postern-net/postern/stack/internal/link/service"
+	"github.com/postern-net/postern/stack/netplan"
+	"github.com/postern-net/postern/stack/tap"
+)
+
+// gatewayMAC is the engine's Ethernet address on every virtual link: each has one
+// gateway and is seen by one container only.
+var gatewayMAC = service.DefaultGatewayMAC
+
+// Limits of Config.MTU: RFC 791 section 3.2, and what a TAP takes.
+const (
+	MinMTU = 68
+	MaxMTU = 65520
+)
+
+// minMTU6 is the smallest MTU that carries IPv6 (RFC 8200 section 5).
+const minMTU6 = 1280
+
+// Device is the frames' way in and out: a tap.Device, or a stacktest.Device.
+type Device interface {
+	link.Device
+	// OnIdle sets what the reader calls before it waits.
+	OnIdle(fn func())
+	Close() error
+}
+
+var _ Device = (*tap.Device)(nil)
+
+// Config describes an Engine.
+type Config struct {
+	// Device is owned by the engine from New on.
+	Device Device
+	// MTU of the container's interface, in bytes; 0 means MaxMTU.
+	MTU int
+	// Plan is who has which address; the zero value means netplan.Default.
+	Plan netplan.Plan
+	// Static says that the container's interface was given its addresses and
+	// routes: there are no router advertisements, which would add others.
+	Static bool
+	// ContainerMAC is the Ethernet address of the container's interface.
+	ContainerMAC [6]byte
+	// HostLoopback lets the gateway addresses reach the host's loopback, on
+	// HostLoopbackPorts or, when that is empty, on all ports.
+	HostLoopback      bool
+	HostLoopbackPorts []uint16
+	// Outbound4 and Outbound6 are the host's addresses that sockets use; the
+	// zero value leaves the choice to the host's routes.
+	Outbound4, Outbound6 netip.Addr
+	// Upstreams are the host's name servers, in order. Empty: SERVFAIL.
+	Upstreams []netip.AddrPort
+	// Search is the search list that DHCP and RA hand out.
+	Search []string
+	// UDPIdle and UDPIdleUnreplied end UDP mappings; 0 means 120 s and 30 s.
+	UDPIdle, UDPIdleUnreplied time.Duration
+	// Logger gets life-cycle events; nil means none.
+	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Device == nil {
+		return c, fmt.Errorf("configure engine: no device")
+	}
+	if c.MTU == 0 {
+		c.MTU = MaxMTU
+	}
+	if c.MTU < MinMTU || c.MTU > MaxMTU {
+		return c, fmt.Errorf("configure engine: MTU %d is not within %d to %d", c.MTU, MinMTU, MaxMTU)
+	}
+	if !c.Plan.V4.On() && !c.Plan.V6.On() {
+		c.Plan = netplan.Default()
+	}
+	if c.MTU < minMTU6 {
+		c.Plan.V6 = netplan.Family{}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+func (c Config) policy() guard.Policy {
+	return guard.Policy{Plan: c.Plan, HostLoopback: c.HostLoopback, HostLoopbackPorts: c.HostLoopbackPorts}
+}
+
+func (c Config) containerMAC() net.HardwareAddr { return c.ContainerMAC[:] }

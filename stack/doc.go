@@ -1,0 +1,24 @@
+// Package stack is the engine: it turns the frames of a device in a container's
+// network namespace into sockets of the host, and back.
+//
+//	       tap.Device
+//	           │ frames with virtio header
+//	       link.Endpoint ──── service: ARP, NDP, DHCP, echo to the gateway
+//	  ┌────────┼─────────┐
+//	UDP, ICMP  │ TCP, fragments
+//	  │     netstack (gVisor), one interface, promiscuous
+//	  │        │ SYN
+//	  │   tcpout.Out ── guard ── flow table ── host dial ── relay
+//	  │        └ port 53 of the resolver's address ┐
+//	  ├── udpout.Table ── guard ── host sockets    │
+//	  ├── echo.Table ──── guard ── ping sockets    │
+//	  └── resolve.Forwarder ◀──────────────────────┘
+//
+// New assembles the parts, Run drives them until its context ends or the device
+// dies, Close takes everything down and waits for it. An Engine opens no file
+// and knows no path: device, addresses and name servers are given to it.
+//
+// One goroutine reads frames. What it calls must not block, so every part hands
+// work that can take time to goroutines of its own, whose number the flow table
+// bounds. netstack adds one goroutine a processor for TCP; a TCP flow has two.
+package stack

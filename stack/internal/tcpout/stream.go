@@ -1,0 +1,176 @@
+package tcpout
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/postern-net/postern/stack/relay"
+)
+
+// Keepalive towards the container, whose kernel is on this machine: it only
+// has to find orphans that wait for an end of stream (FIN_WAIT2) or whose
+// network namespace lost its address.
+const (
+	guestKeepaliveIdle     = 10 * time.Minute
+	guestKeepaliveInterval = 75 * time.Second
+)
+
+// stream is a netstack endpoint as a relay.Stream.
+type stream struct {
+	ep       tcpip.Endpoint
+	wq       *waiter.Queue
+	in, out  waiter.Entry
+	readable chan struct{}
+	writable chan struct{}
+
+	bufs    [][]byte // what Peek's collector appends to
+	consume int      // what Consume's writer still drops
+	collect collector
+	discard discarder
+	payload payloader
+}
+
+var _ relay.Stream = (*stream)(nil)
+
+// newStream takes ownership of the endpoint.
+func newStream(ep tcpip.Endpoint, wq *waiter.Queue) *stream {
+	s := &stream{ep: ep, wq: wq}
+	s.collect.s, s.discard.s = s, s
+	s.in, s.readable = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
+	s.out, s.writable = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
+	wq.EventRegister(&s.in)
+	wq.EventRegister(&s.out)
+	keepAlive(ep)
+	return s
+}
+
+// keepAlive cannot fail on a TCP endpoint; an endpoint that is closed already
+// shows that at its first read.
+func keepAlive(ep tcpip.Endpoint) {
+	ep.SocketOptions().SetKeepAlive(true)
+	idle, interval := tcpip.KeepaliveIdleOption(guestKeepaliveIdle), tcpip.KeepaliveIntervalOption(guestKeepaliveInterval)
+	_ = ep.SetSockOpt(&idle)
+	_ = ep.SetSockOpt(&interval)
+}
+
+// Readable implements relay.Stream.
+func (s *stream) Readable() <-chan struct{} { return s.readable }
+
+// Writable implements relay.Stream.
+func (s *stream) Writable() <-chan struct{} { return s.writable }
+
+// Peek implements relay.Stream.
+func (s *stream) Peek(bufs [][]byte) ([][]byte, error) {
+	s.bufs = bufs
+	_, err := s.ep.Read(&s.collect, tcpip.ReadOptions{Peek: true})
+	bufs, s.bufs = s.bufs, nil
+	if len(bufs) > 0 {
+		return bufs, nil
+	}
+	switch err.(type) {
+	case nil, *tcpip.ErrWouldBlock, *tcpip.ErrBadBuffer:
+		return nil, nil
+	case *tcpip.ErrClosedForReceive:
+		return nil, io.EOF
+	}
+	return nil, streamError(err)
+}
+
+// Consume implements relay.Stream.
+func (s *stream) Consume(n int) {
+	s.consume = n
+	// The writer takes n bytes and refuses the next: that ends the read.
+	_, _ = s.ep.Read(&s.discard, tcpip.ReadOptions{})
+	s.ep.ModerateRecvBuf(n)
+}
+
+// Fill implements relay.Stream.
+func (s *stream) Fill(n int, read func([]byte) error) (int, error) {
+	s.payload = payloader{left: n, read: read}
+	took, err := s.ep.Write(&s.payload, tcpip.WriteOptions{})
+	switch {
+	case s.payload.err != nil:
+		return int(took), s.payload.err
+	case err == nil:
+		return int(took), nil
+	}
+	if _, ok := err.(*tcpip.ErrWouldBlock); ok {
+		return 0, relay.ErrWouldBlock
+	}
+	return int(took), streamError(err)
+}
+
+// CloseWrite implements relay.Stream.
+func (s *stream) CloseWrite() { _ = s.ep.Shutdown(tcpip.ShutdownWrite) }
+
+// Abort implements relay.Stream.
+func (s *stream) Abort() { s.ep.Abort() }
+
+// Close implements relay.Stream.
+func (s *stream) Close() {
+	s.wq.EventUnregister(&s.in)
+	s.wq.EventUnregister(&s.out)
+	s.ep.Close()
+}
+
+// streamError turns netstack's error, which is no Go error, into one.
+func streamError(err tcpip.Error) error { return errors.New(err.String()) }
+
+// collector is the io.Writer with which Peek learns where the bytes lie.
+type collector struct{ s *stream }
+
+func (c *collector) Write(b []byte) (int, error) {
+	if len(c.s.bufs) == cap(c.s.bufs) {
+		return 0, io.ErrShortWrite
+	}
+	if len(b) > 0 {
+		c.s.bufs = append(c.s.bufs, b)
+	}
+	return len(b), nil
+}
+
+// discarder is the io.Writer with which Consume drops bytes.
+type discarder struct{ s *stream }
+
+func (d *discarder) Write(b []byte) (int, error) {
+	n := min(len(b), d.s.consume)
+	d.s.consume -= n
+	if n < len(b) {
+		return n, io.ErrShortWrite
+	}
+	return n, nil
+}
+
+// payloader lets netstack's own chunks be filled by read. Its length shrinks as
+// bytes are delivered; a short delivery would make netstack loop for ever.
+type payloader struct {
+	left int
+	read func([]byte) error
+	err  error
+}
+
+// Len implements tcpip.Payloader.
+func (p *payloader) Len() int { return p.left }
+
+// Read implements io.Reader. netstack calls it with an empty slice first.
+func (p *payloader) Read(b []byte) (int, error) {
+	if p.err != nil {
+		return 0, p.err
+	}
+	n := min(len(b), p.left)
+	if n == 0 {
+		if len(b) == 0 {
+			return 0, nil
+		}
+		return 0, io.EOF
+	}
+	if p.err = p.read(b[:n]); p.err != nil {
+		return 0, p.err
+	}
+	p.left -= n
+	return n, nil
+}

@@ -1,0 +1,311 @@
+// Package tcpout carries the container's outgoing TCP connections to the host's
+// network.
+//
+// A SYN opens nothing by itself. It is looked at on the packet-reading
+// goroutine, which decides in this order, without blocking:
+//
+//	DNS address, port 53      accept, hand to the name service
+//	other address of ours     RST, like any host without that service
+//	guard refuses             ICMP administratively prohibited
+//	flow table full, too many
+//	dials to the destination  dropped; the container's kernel sends it again
+//	too many dials altogether the oldest gives way
+//	otherwise                 dial
+//
+// The dial runs in a goroutine of its own, with a socket of the host. Only when
+// it has succeeded is the container's handshake completed; when it fails the
+// container gets what a host on that network would have got:
+//
+//	connection refused        RST
+//	unreachable, prohibited   the ICMP error, about the SYN as it was sent
+//	timeout                   nothing
+//
+// A SYN that is sent again while its dial is under way starts nothing. Then the
+// relay moves bytes until both directions have ended (package relay).
+package tcpout
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/postern-net/postern/proto/icmp"
+	"github.com/postern-net/postern/stack/guard"
+	"github.com/postern-net/postern/stack/internal/flow"
+	"github.com/postern-net/postern/stack/internal/hosterr"
+	"github.com/postern-net/postern/stack/relay"
+)
+
+// receiveWindow is the receive buffer of a flow towards the container before
+// tuning, in bytes. Half of it is advertised (netstack's rcvAdvWndScale); 4 MiB
+// keep 32 super-segments in flight.
+const receiveWindow = 4 << 20
+
+// portDNS is where the name service listens (RFC 1035 section 4.2).
+const portDNS = 53
+
+// Sender reports failures to the container; it is the link.
+type Sender interface {
+	SendError(kind icmp.Kind, mtu uint32, from, to netip.Addr, quote []byte)
+}
+
+// Dialer opens a TCP connection on the host. It must give up when ctx ends.
+type Dialer func(ctx context.Context, target netip.AddrPort) (*net.TCPConn, error)
+
+// Config describes an Out. All fields but Logger are needed.
+type Config struct {
+	Stack  *stack.Stack
+	Guard  guard.Policy
+	Flows  *flow.Table
+	Sender Sender
+	Dial   Dialer
+	// ServeDNS serves one TCP connection to the name service and closes it.
+	ServeDNS func(ctx context.Context, conn net.Conn)
+	Logger   *slog.Logger
+}
+
+// Out is the outgoing TCP of one engine. Its Handle is the stack's transport
+// protocol handler.
+type Out struct {
+	cfg     Config
+	forward *tcp.Forwarder
+	ctx     context.Context
+	cancel  context.CancelFunc
+
+	mu     sync.Mutex // guards the fields below
+	closed bool
+	// attempts holds the SYNs whose handshake is under way, until their request
+	// is completed; bounded by the flow table.
+	attempts map[stack.TransportEndpointID]*attempt
+	// open holds the running relays, to be reset by Close; bounded likewise.
+	open    map[*stream]struct{}
+	running sync.WaitGroup
+}
+
+// attempt is one SYN on its way.
+type attempt struct {
+	flow   *flow.Flow
+	dial   netip.AddrPort
+	ctx    context.Context
+	cancel context.CancelFunc
+	// quote is the SYN's IP and TCP header, for ICMP errors.
+	quote []byte
+}
+
+// New makes an Out. The caller installs Handle.
+func New(cfg Config) *Out {
+	ctx, cancel := context.WithCancel(context.Background())
+	o := &Out{
+		cfg: cfg, ctx: ctx, cancel: cancel,
+		attempts: make(map[stack.TransportEndpointID]*attempt),
+		open:     make(map[*stream]struct{}),
+	}
+	// The forwarder's own limit is never met: the flow table and the name
+	// service have lower ones, and those count what they refuse.
+	o.forward = tcp.NewForwarder(cfg.Stack, receiveWindow, flow.MaxTCP+flow.MaxDNSConns*4, o.handshake)
+	return o
+}
+
+// Close resets every flow and waits for all goroutines.
+func (o *Out) Close() {
+	o.cancel()
+	o.mu.Lock()
+	o.closed = true
+	for s := range o.open {
+		s.Abort()
+	}
+	o.mu.Unlock()
+	o.running.Wait()
+}
+
+// Handle looks at a TCP segment that belongs to no flow. False means that
+// netstack shall answer with RST.
+func (o *Out) Handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	segment := header.TCP(pkt.TransportHeader().Slice())
+	if len(segment) < header.TCPMinimumSize || segment.Flags()&(header.TCPFlagSyn|header.TCPFlagAck) != header.TCPFlagSyn {
+		return false
+	}
+	initiating := netip.AddrPortFrom(address(id.RemoteAddress), id.RemotePort)
+	target := netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
+	plan := o.cfg.Guard.Plan.Of(target.Addr())
+	if target == netip.AddrPortFrom(plan.Resolver, portDNS) {
+		return o.forward.HandlePacket(id, pkt)
+	}
+	verdict := o.cfg.Guard.Decide(guard.TCP, target)
+	if !verdict.Allowed() {
+		o.cfg.Flows.Counters.Inc(flow.TCPRefusedGuard)
+		if plan.Owned(target.Addr()) {
+			return false
+		}
+		o.cfg.Sender.SendError(icmp.AdminProhibited, 0, target.Addr(), initiating.Addr(), quote(pkt))
+		return true
+	}
+	return o.start(id, pkt, flow.Key{Proto: flow.TCP, Initiating: initiating, Target: target}, verdict.Dial)
+}
+
+// start begins the attempt that a SYN asks for, unless it is under way.
+func (o *Out) start(id stack.TransportEndpointID, pkt *stack.PacketBuffer, key flow.Key, dial netip.AddrPort) bool {
+	if o.attempt(id) != nil {
+		return true
+	}
+	a := &attempt{dial: dial, quote: quote(pkt)}
+	a.ctx, a.cancel = context.WithTimeout(o.ctx, flow.DialTimeout)
+	if a.flow = o.cfg.Flows.AdmitDial(key, a.cancel); a.flow == nil {
+		a.cancel()
+		return true
+	}
+	o.mu.Lock()
+	o.attempts[id] = a
+	o.mu.Unlock()
+	if o.forward.HandlePacket(id, pkt) {
+		return true
+	}
+	// A damaged SYN: the forwarder did not take it.
+	o.forget(id, a)
+	return false
+}
+
+// handshake runs in the forwarder's goroutine, one for each SYN that Handle let
+// pass. Every path completes the request exactly once, and forgets the attempt
+// only then: until it is completed the forwarder ignores further SYNs.
+func (o *Out) handshake(r *tcp.ForwarderRequest) {
+	id := r.ID()
+	a := o.attempt(id)
+	if !o.begin() {
+		r.Complete(true)
+		o.forget(id, a)
+		return
+	}
+	defer o.running.Done()
+	if a == nil {
+		o.acceptDNS(r)
+		return
+	}
+	host, err := o.cfg.Dial(a.ctx, a.dial)
+	if err != nil {
+		o.refuse(r, a, err)
+		o.forget(id, a)
+		return
+	}
+	s := o.accept(r)
+	o.settle(id, a)
+	defer o.cfg.Flows.Release(a.flow)
+	if s == nil {
+		_ = host.SetLinger(0)
+		host.Close()
+		return
+	}
+	o.cfg.Flows.Opened(a.flow)
+	o.relay(s, host, a.flow)
+}
+
+// refuse tells the container what became of its SYN.
+func (o *Out) refuse(r *tcp.ForwarderRequest, a *attempt, err error) {
+	answer := hosterr.Of(err)
+	count := flow.TCPDialFailed
+	if answer.Silent() {
+		count = flow.TCPDialTimeout
+	}
+	o.cfg.Flows.Counters.Inc(count)
+	r.Complete(answer.Reset)
+	if answer.Reset || answer.Silent() {
+		return
+	}
+	target := a.flow.Target.Addr()
+	from := hosterr.Reporter(answer.Kind, target, target, o.cfg.Guard.Plan)
+	o.cfg.Sender.SendError(answer.Kind, 0, from, a.flow.Initiating.Addr(), a.quote)
+}
+
+// accept completes the container's handshake. It returns nil when the container
+// gave up.
+func (o *Out) accept(r *tcp.ForwarderRequest) *stream {
+	var wq waiter.Queue
+	ep, err := r.CreateEndpoint(&wq)
+	r.Complete(false)
+	if err != nil {
+		return nil
+	}
+	return newStream(ep, &wq)
+}
+
+// relay moves bytes until the flow ends.
+func (o *Out) relay(s *stream, host *net.TCPConn, f *flow.Flow) {
+	o.mu.Lock()
+	if o.closed {
+		s.Abort()
+	}
+	o.open[s] = struct{}{}
+	o.mu.Unlock()
+	relay.TCP(s, host, relay.Counts{Out: &f.BytesOut, In: &f.BytesIn})
+	o.mu.Lock()
+	delete(o.open, s)
+	o.mu.Unlock()
+}
+
+func (o *Out) acceptDNS(r *tcp.ForwarderRequest) {
+	var wq waiter.Queue
+	ep, err := r.CreateEndpoint(&wq)
+	r.Complete(false)
+	if err != nil {
+		return
+	}
+	o.cfg.ServeDNS(o.ctx, gonet.NewTCPConn(&wq, ep))
+}
+
+// begin counts a goroutine that Close waits for; false after Close.
+func (o *Out) begin() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return false
+	}
+	o.running.Add(1)
+	return true
+}
+
+func (o *Out) attempt(id stack.TransportEndpointID) *attempt {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.attempts[id]
+}
+
+// settle ends an attempt whose flow lives on; forget ends one that failed. Both
+// accept nil.
+func (o *Out) settle(id stack.TransportEndpointID, a *attempt) {
+	if a == nil {
+		return
+	}
+	a.cancel()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.attempts, id)
+}
+
+func (o *Out) forget(id stack.TransportEndpointID, a *attempt) {
+	o.settle(id, a)
+	if a != nil {
+		o.cfg.Flows.Release(a.flow)
+	}
+}
+
+// quote copies the headers of a SYN.
+func quote(pkt *stack.PacketBuffer) []byte {
+	q := append([]byte(nil), pkt.NetworkHeader().Slice()...)
+	return append(q, pkt.TransportHeader().Slice()...)
+}
+
+func address(a tcpip.Address) netip.Addr {
+	if a.Len() == 4 {
+		return netip.AddrFrom4(a.As4())
+	}
+	return netip.AddrFrom16(a.As16())
+}

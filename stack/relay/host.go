@@ -1,0 +1,170 @@
+package relay
+
+import (
+	"io"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// messageLen is the size of a read that needs no question before it. A message
+// of a dialogue fits; a read that fills it is taken for bulk data.
+const messageLen = 16 << 10
+
+var messages = sync.Pool{New: func() any { return new([messageLen]byte) }}
+
+// hostReader reads a non-blocking socket through Go's poller without an
+// allocation per call. It has one user.
+//
+// Small messages are read at once into a pooled buffer, which is held only while
+// there is something in it: one system call and one short copy. Bulk data is
+// asked for its length first and then read where it belongs.
+type hostReader struct {
+	raw  syscall.RawConn
+	poll func(fd uintptr) bool
+	take func(fd uintptr) bool
+
+	bulk bool
+	n    int               // out: bytes available
+	msg  *[messageLen]byte // the bytes, if they were read already
+	at   int               // how many of them are given out
+	buf  []byte            // in: what take fills
+	err  error             // out
+}
+
+func newHostReader(raw syscall.RawConn) *hostReader {
+	r := &hostReader{raw: raw}
+	r.poll, r.take = r.tryPoll, r.tryTake
+	return r
+}
+
+// wait waits until the socket holds bytes and returns how many, or io.EOF, or
+// the socket's error. That many must then be taken with readFull.
+func (r *hostReader) wait() (int, error) {
+	if err := r.raw.Read(r.poll); err != nil {
+		return 0, err
+	}
+	return r.n, r.err
+}
+
+func (r *hostReader) tryPoll(fd uintptr) bool {
+	if r.bulk {
+		// SIOCINQ is FIONREAD (tcp(7)). It never counts the end of stream or
+		// an error, which only a read shows.
+		r.n, r.err = unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		if r.bulk = r.err == nil && r.n >= messageLen; r.bulk {
+			return true
+		}
+	}
+	msg := messages.Get().(*[messageLen]byte)
+	n, err := unix.Read(int(fd), msg[:])
+	if n > 0 {
+		r.n, r.err, r.msg, r.at, r.bulk = n, nil, msg, 0, n == messageLen
+		return true
+	}
+	messages.Put(msg)
+	switch {
+	case err == unix.EAGAIN || err == unix.EINTR:
+		return false
+	case err != nil:
+		r.err = err
+	default:
+		r.err = io.EOF
+	}
+	return true
+}
+
+// readFull fills b with bytes that wait promised.
+func (r *hostReader) readFull(b []byte) error {
+	if r.msg != nil {
+		r.at += copy(b, r.msg[r.at:r.n])
+		if r.at == r.n {
+			r.release()
+		}
+		return nil
+	}
+	r.buf, r.err = b, nil
+	if err := r.raw.Read(r.take); err != nil {
+		return err
+	}
+	return r.err
+}
+
+// release gives the message buffer back; also when its bytes found no taker.
+func (r *hostReader) release() {
+	if r.msg != nil {
+		messages.Put(r.msg)
+		r.msg = nil
+	}
+}
+
+func (r *hostReader) tryTake(fd uintptr) bool {
+	for len(r.buf) > 0 {
+		n, err := unix.Read(int(fd), r.buf)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
+			return false
+		case err != nil:
+			r.err = err
+			return true
+		case n == 0:
+			r.err = io.ErrUnexpectedEOF
+			return true
+		default:
+			r.buf = r.buf[n:]
+		}
+	}
+	return true
+}
+
+// hostWriter writes to a non-blocking socket. It has one user.
+type hostWriter struct {
+	raw  syscall.RawConn
+	poll func(fd uintptr) bool
+
+	iov []unix.Iovec
+	n   int
+	err error
+}
+
+func newHostWriter(raw syscall.RawConn) *hostWriter {
+	w := &hostWriter{raw: raw, iov: make([]unix.Iovec, 0, maxPieces)}
+	w.poll = w.tryWrite
+	return w
+}
+
+// write waits until the socket takes bytes and returns how many it took.
+func (w *hostWriter) write(bufs [][]byte) (int, error) {
+	w.iov = w.iov[:0]
+	for _, b := range bufs {
+		v := unix.Iovec{Base: unsafe.SliceData(b)}
+		v.SetLen(len(b))
+		w.iov = append(w.iov, v)
+	}
+	err := w.raw.Write(w.poll)
+	clear(w.iov)
+	if err != nil {
+		return 0, err
+	}
+	return w.n, w.err
+}
+
+func (w *hostWriter) tryWrite(fd uintptr) bool {
+	for {
+		n, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(len(w.iov)))
+		switch errno {
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return false
+		case 0:
+			w.n, w.err = int(n), nil
+			return true
+		default:
+			w.n, w.err = 0, errno
+			return true
+		}
+	}
+}

@@ -1,0 +1,173 @@
+// Package relay moves the bytes of a flow between its two sides.
+//
+// A TCP flow through netstack has a user-space side (Stream) and a host socket.
+// Two loops move the bytes, one a direction, and neither copies them in user
+// space: outward, the received segments of the Stream are given to writev(2)
+// where they lie and dropped as far as the kernel took them; inward, read(2)
+// fills the very memory from which the segments will be sent (a small message
+// takes a short cut, see hostReader).
+//
+//	container ─▶ Stream.Peek ─▶ writev(host) ─▶ Stream.Consume
+//	container ◀─ Stream.Fill ◀─ read(host)
+//
+// Each direction ends by itself: an end of stream is passed on as a half-close,
+// and the other direction goes on. A reset on one side resets the other and ends
+// both directions. A side that takes no bytes stops its direction, so the window
+// of the other side closes: nothing is buffered here.
+package relay
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+)
+
+// ErrWouldBlock is returned by Stream.Fill when there is no room.
+var ErrWouldBlock = errors.New("stream is full")
+
+// Stream is the user-space side of a TCP flow. Peek and Consume are called by
+// one goroutine, Fill by another, the closing calls by either.
+type Stream interface {
+	// Peek appends received pieces that were not consumed yet to bufs, as many
+	// as its capacity takes. They stay valid until they are consumed. With none
+	// to show it returns io.EOF after the peer's end of stream, another error
+	// after a reset, and nil otherwise.
+	Peek(bufs [][]byte) ([][]byte, error)
+	// Consume drops the first n received bytes.
+	Consume(n int)
+	// Fill sends at most n bytes, which it obtains from read, called once or
+	// more, never for more than n bytes altogether. read fills its slice whole
+	// or fails. Fill returns how many bytes were taken; ErrWouldBlock when there
+	// is no room at all.
+	Fill(n int, read func(b []byte) error) (int, error)
+	// Readable and Writable receive a value after Peek or Fill, having had
+	// nothing or no room, may have some.
+	Readable() <-chan struct{}
+	Writable() <-chan struct{}
+	// CloseWrite sends an end of stream.
+	CloseWrite()
+	// Abort resets the flow. Peek and Fill fail from then on.
+	Abort()
+	// Close gives the stream back after both directions have ended.
+	Close()
+}
+
+// Counts receives how many payload bytes went each way, seen from the Stream.
+type Counts struct {
+	Out, In *atomic.Uint64
+}
+
+// TCP relays between stream and host until both directions have ended, then
+// closes both. It takes ownership of both.
+func TCP(stream Stream, host *net.TCPConn, counts Counts) {
+	defer stream.Close()
+	defer host.Close()
+	raw, err := host.SyscallConn()
+	if err != nil {
+		stream.Abort()
+		return
+	}
+	var inward sync.WaitGroup
+	inward.Add(1)
+	go func() {
+		defer inward.Done()
+		in := inbound{stream: stream, host: newHostReader(raw), count: counts.In}
+		if err := in.run(); err != nil {
+			reset(stream, host)
+			return
+		}
+		stream.CloseWrite()
+	}()
+	out := outbound{stream: stream, host: newHostWriter(raw), count: counts.Out}
+	if err := out.run(); err != nil {
+		reset(stream, host)
+	} else {
+		_ = host.CloseWrite() // an error means that the inward loop sees a reset
+	}
+	inward.Wait()
+}
+
+// reset ends both directions hard: the host's peer and the container get RST.
+func reset(stream Stream, host *net.TCPConn) {
+	stream.Abort()
+	_ = host.SetLinger(0)
+	_ = host.Close()
+}
+
+// maxPieces is how many pieces one writev takes. A piece is at least a segment's
+// header view or its body, so 64 are up to 2 MiB: more than a socket buffer.
+const maxPieces = 64
+
+// outbound moves bytes from the stream to the host.
+type outbound struct {
+	stream Stream
+	host   *hostWriter
+	count  *atomic.Uint64
+	pieces [maxPieces][]byte
+}
+
+func (o *outbound) run() error {
+	for {
+		bufs, err := o.stream.Peek(o.pieces[:0])
+		switch {
+		case len(bufs) > 0:
+			n, err := o.host.write(bufs)
+			if n > 0 {
+				o.count.Add(uint64(n))
+				o.stream.Consume(n)
+			}
+			clear(bufs)
+			if err != nil {
+				return err
+			}
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		default:
+			<-o.stream.Readable()
+		}
+	}
+}
+
+// inbound moves bytes from the host to the stream.
+type inbound struct {
+	stream Stream
+	host   *hostReader
+	count  *atomic.Uint64
+}
+
+func (i *inbound) run() error {
+	defer i.host.release()
+	for {
+		n, err := i.host.wait()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := i.fill(n); err != nil {
+			return err
+		}
+	}
+}
+
+// fill moves n bytes that the host socket holds for sure.
+func (i *inbound) fill(n int) error {
+	for n > 0 {
+		took, err := i.stream.Fill(n, i.host.readFull)
+		switch {
+		case errors.Is(err, ErrWouldBlock):
+			<-i.stream.Writable()
+		case err != nil:
+			return err
+		default:
+			i.count.Add(uint64(took))
+			n -= took
+		}
+	}
+	return nil
+}

@@ -1,0 +1,10 @@
+package tap
+
+import (
+	"os"
+	"testing"
+
+	"github.com/postern-net/postern/stack/internal/hostsock/nstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
