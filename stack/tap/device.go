@@ -139,12 +139,28 @@ func (d *Device) Readv(hdr []byte, bufs ...[]byte) (int, error) {
 		case r.errno == 0:
 			// Nothing shorter than the header leaves a kernel.
 			return 0, nil
-		case d.kind == Packet && r.errno == unix.ENETDOWN:
+		case d.kind == Packet && r.errno == unix.ENETDOWN && !d.gone():
 			// Told once when the link goes down (packet(7)); it may come up again.
 		default:
 			return 0, fmt.Errorf("read from the %s device: %w", d.kind, r.errno)
 		}
 	}
+}
+
+// gone reports whether the interface of a packet socket was deleted: the socket
+// stays, bound to no interface (packet(7)), and would never say anything again.
+func (d *Device) gone() bool {
+	d.closing.RLock()
+	defer d.closing.RUnlock()
+	if d.closed {
+		return true
+	}
+	name, err := unix.Getsockname(d.fd)
+	if err != nil {
+		return true
+	}
+	link, ok := name.(*unix.SockaddrLinklayer)
+	return !ok || link.Ifindex <= 0
 }
 
 // tryRead is the poller's callback: false means wait for readiness.

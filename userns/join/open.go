@@ -30,16 +30,20 @@ type Request struct {
 
 // Sockets are descriptors that belong to the target's network namespace and, the
 // last three, to a new one beside it. What was not asked for is nil.
+//
+// TAP and Packet are blocking, and that matters: os.NewFile puts a nonblocking
+// descriptor on the runtime's poller, and whoever only holds one for another
+// process would be woken by every packet.
 type Sockets struct {
-	// TAP is /dev/net/tun attached to the new interface, nonblocking, with a vnet
-	// header of 12 bytes; offloads are not yet set. The interface is down, and it
+	// TAP is /dev/net/tun attached to the new interface, with a vnet header
+	// of 12 bytes; offloads are not yet set. The interface is down, and it
 	// is gone once all copies of the descriptor are closed.
 	TAP *os.File
 	// Route is an rtnetlink socket (rtnetlink(7)).
 	Route *os.File
 	// Diag is a sock_diag socket (sock_diag(7)).
 	Diag *os.File
-	// Packet is an AF_PACKET socket, nonblocking, bound to nothing and receiving
+	// Packet is an AF_PACKET socket, bound to nothing and receiving
 	// nothing until it is (packet(7)).
 	Packet *os.File
 	// FarRoute is an rtnetlink socket of the new network namespace.

@@ -45,8 +45,8 @@ func (t *Target) visit(req Request) (*visit, error) {
 	if req.TAP != "" {
 		v.tap(req.TAP)
 	}
-	v.socket("open a netlink socket", &v.sockets.Route, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
-	v.socket("open a sock_diag socket", &v.sockets.Diag, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG)
+	v.socket("open a netlink socket", &v.sockets.Route, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	v.socket("open a sock_diag socket", &v.sockets.Diag, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK, unix.NETLINK_SOCK_DIAG)
 	if req.Packet {
 		v.packet()
 	}
@@ -75,7 +75,7 @@ func (v *visit) add(into **os.File, st rawfork.Step) {
 func (v *visit) socket(what string, into **os.File, domain, kind, protocol int) {
 	v.add(into, rawfork.Step{
 		What: what, Nr: unix.SYS_SOCKET,
-		Args: [6]rawfork.Arg{rawfork.Int(domain), rawfork.Int(kind | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK), rawfork.Int(protocol)},
+		Args: [6]rawfork.Arg{rawfork.Int(domain), rawfork.Int(kind | unix.SOCK_CLOEXEC), rawfork.Int(protocol)},
 	})
 }
 
@@ -87,7 +87,7 @@ func (v *visit) tap(name string) {
 		What: stepTUN, Nr: unix.SYS_OPENAT, Store: fd,
 		Args: [6]rawfork.Arg{
 			rawfork.Int(unix.AT_FDCWD), s.Path("/dev/net/tun"),
-			rawfork.Int(unix.O_RDWR | unix.O_NONBLOCK | unix.O_CLOEXEC),
+			rawfork.Int(unix.O_RDWR | unix.O_CLOEXEC),
 		},
 	})
 	var req ifreqFlags
@@ -111,7 +111,7 @@ type ifreqFlags struct {
 func (v *visit) packet() {
 	v.script.Call("create a network namespace for the packet socket", unix.SYS_UNSHARE, rawfork.Int(unix.CLONE_NEWNET))
 	v.socket("open a packet socket", &v.sockets.Packet, unix.AF_PACKET, unix.SOCK_RAW, 0)
-	v.socket("open a netlink socket beside the packet socket", &v.sockets.FarRoute, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
+	v.socket("open a netlink socket beside the packet socket", &v.sockets.FarRoute, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	v.add(&v.sockets.FarNetNS, rawfork.Step{
 		What: "open /proc/self/ns/net", Nr: unix.SYS_OPENAT,
 		Args: [6]rawfork.Arg{rawfork.Int(unix.AT_FDCWD), v.script.Path("/proc/self/ns/net"), rawfork.Int(unix.O_RDONLY | unix.O_CLOEXEC)},

@@ -10,6 +10,7 @@ type Counter uint8
 const (
 	FramesIn Counter = iota
 	FramesOut
+	ACKsDelayed
 	DropRunt
 	DropMalformed
 	DropForeignMAC
@@ -46,6 +47,7 @@ const (
 var counterNames = [numCounters]string{
 	FramesIn:              "frames_in",
 	FramesOut:             "frames_out",
+	ACKsDelayed:           "acks_delayed",
 	DropRunt:              "drop_runt",
 	DropMalformed:         "drop_malformed",
 	DropForeignMAC:        "drop_foreign_mac",

@@ -71,6 +71,7 @@ type Endpoint struct {
 	gateway   tcpip.LinkAddress
 	container tcpip.LinkAddress
 	errors    bucket
+	ack       heldACK
 
 	mu         sync.RWMutex // guards dispatcher and mtu
 	dispatcher stack.NetworkDispatcher
@@ -174,7 +175,7 @@ func (*Endpoint) ParseHeader(pkt *stack.PacketBuffer) bool {
 }
 
 // Close implements stack.LinkEndpoint. The device belongs to the engine.
-func (*Endpoint) Close() {}
+func (e *Endpoint) Close() { e.ack.stop() }
 
 // SetOnCloseAction implements stack.LinkEndpoint.
 func (*Endpoint) SetOnCloseAction(func()) {}

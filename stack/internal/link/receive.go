@@ -130,6 +130,7 @@ func (e *Endpoint) receiveIP(r *receiver, n int, vnet tap.Header, version byte, 
 		return
 	}
 	if h, ok := plainTCP(head, n-ethernetLen); ok {
+		e.ack.received(n)
 		e.deliver(r, n, vnet, h)
 		return
 	}

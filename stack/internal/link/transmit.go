@@ -43,7 +43,7 @@ func (v *vector) free() {
 func (e *Endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	n := 0
 	for _, pkt := range pkts.AsSlice() {
-		err := e.writePacket(pkt)
+		err := e.sendPacket(pkt)
 		if errors.Is(err, os.ErrClosed) {
 			return n, &tcpip.ErrClosedForSend{}
 		}

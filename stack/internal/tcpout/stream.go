@@ -3,9 +3,11 @@ package tcpout
 import (
 	"errors"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/postern-net/postern/stack/relay"
@@ -26,6 +28,10 @@ type stream struct {
 	in, out  waiter.Entry
 	readable chan struct{}
 	writable chan struct{}
+	hup      waiter.Entry
+	hooked   bool // hup is registered; set before both loops, read after them
+	// ended says that we sent our end of stream.
+	ended atomic.Bool
 
 	bufs    [][]byte // what Peek's collector appends to
 	consume int      // what Consume's writer still drops
@@ -105,15 +111,47 @@ func (s *stream) Fill(n int, read func([]byte) error) (int, error) {
 }
 
 // CloseWrite implements relay.Stream.
-func (s *stream) CloseWrite() { _ = s.ep.Shutdown(tcpip.ShutdownWrite) }
+func (s *stream) CloseWrite() {
+	s.ended.Store(true)
+	_ = s.ep.Shutdown(tcpip.ShutdownWrite)
+}
 
 // Abort implements relay.Stream.
 func (s *stream) Abort() { s.ep.Abort() }
+
+// OnReset implements relay.Stream.
+func (s *stream) OnReset(fn func()) {
+	notify := func(waiter.EventMask) {
+		if s.wasReset() {
+			fn()
+		}
+	}
+	s.hup = waiter.NewFunctionEntry(waiter.EventHUp|waiter.EventErr, notify)
+	s.wq.EventRegister(&s.hup)
+	s.hooked = true
+	notify(0) // for what happened before
+}
+
+// wasReset reads the endpoint's state without its lock, which whoever notifies
+// may hold. A RST after the container's end of stream leaves the same state as
+// an orderly end, but that one cannot come before our own end of stream.
+func (s *stream) wasReset() bool {
+	switch tcp.EndpointState(s.ep.State()) {
+	case tcp.StateError:
+		return true
+	case tcp.StateClose:
+		return !s.ended.Load()
+	}
+	return false
+}
 
 // Close implements relay.Stream.
 func (s *stream) Close() {
 	s.wq.EventUnregister(&s.in)
 	s.wq.EventUnregister(&s.out)
+	if s.hooked {
+		s.wq.EventUnregister(&s.hup)
+	}
 	s.ep.Close()
 }
 

@@ -1,0 +1,134 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-net/postern/userns/join"
+)
+
+// pathEvery is how often a namespace's path is looked at. An unmounted bind mount
+// gives no event, so looking is the only way; with it an engine is gone well
+// within half a second of its namespace.
+const pathEvery = 200 * time.Millisecond
+
+// Attach serves existing namespaces until their process ends, their path no
+// longer leads to them, or a signal asks it to end. It must be called on the main
+// thread by the main goroutine.
+func Attach(_ context.Context, cfg AttachConfig) (exitCode int, err error) {
+	if err := prepare(&cfg.Config); err != nil {
+		return ExitFailed, err
+	}
+	target, err := openTarget(&cfg)
+	if err != nil {
+		return ExitFailed, err
+	}
+	s, err := open(&cfg.Config)
+	if err != nil {
+		target.Close()
+		return ExitFailed, err
+	}
+	end, err := s.join(&cfg, target)
+	if err == nil {
+		err = s.run()
+	}
+	if err != nil {
+		s.exitCode = ExitFailed
+	}
+	end()
+	return s.exitCode, errors.Join(err, s.close())
+}
+
+func openTarget(cfg *AttachConfig) (*join.Target, error) {
+	if cfg.NetNS != "" {
+		return join.OpenPaths(cfg.NetNS, cfg.UserNS)
+	}
+	return join.OpenPID(cfg.PID)
+}
+
+// join connects the network and starts to wait for the target's end. The
+// function that it returns ends the waiting, also after an error.
+func (s *session) join(cfg *AttachConfig, target *join.Target) (end func(), err error) {
+	end = func() {}
+	if cfg.NetNS != "" {
+		s.describe([]string{"attach", "--netns", cfg.NetNS})
+	} else {
+		s.describe([]string{"attach", strconv.Itoa(cfg.PID)})
+		_ = s.info.SetChild(cfg.PID) // it may have ended, which the pidfd tells
+	}
+	notice, err := s.net.connect(target)
+	if err != nil {
+		return end, err
+	}
+	if notice != "" {
+		notify(cfg.Stderr, notice)
+	}
+	if s.gone, end, err = awaitEnd(cfg, target); err != nil {
+		return func() {}, err
+	}
+	return end, s.watch()
+}
+
+// awaitEnd returns a channel that is closed at the target's end.
+func awaitEnd(cfg *AttachConfig, target *join.Target) (gone <-chan struct{}, end func(), err error) {
+	if f := target.PIDFD(); f != nil {
+		w, err := waitFD(f, unix.POLLIN) // readable when the process has ended
+		if err != nil {
+			return nil, nil, err
+		}
+		return w.C(), w.close, nil
+	}
+	w, err := watchPath(cfg.NetNS)
+	if err != nil {
+		return nil, nil, err
+	}
+	return w.gone, w.close, nil
+}
+
+// pathWatch waits until a path no longer leads to the file that it led to.
+type pathWatch struct {
+	path string
+	was  unix.Stat_t
+	gone chan struct{}
+	stop chan struct{}
+	done sync.WaitGroup
+}
+
+func watchPath(path string) (*pathWatch, error) {
+	w := &pathWatch{path: path, gone: make(chan struct{}), stop: make(chan struct{})}
+	if err := unix.Stat(path, &w.was); err != nil {
+		return nil, fmt.Errorf("watch %s: %w", path, err)
+	}
+	w.done.Add(1)
+	go w.run()
+	return w, nil
+}
+
+func (w *pathWatch) run() {
+	defer w.done.Done()
+	t := time.NewTicker(pathEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-w.stop:
+			return
+		case <-t.C:
+		}
+		var now unix.Stat_t
+		if unix.Stat(w.path, &now) != nil || now.Dev != w.was.Dev || now.Ino != w.was.Ino {
+			close(w.gone)
+			return
+		}
+	}
+}
+
+func (w *pathWatch) close() {
+	close(w.stop)
+	w.done.Wait()
+}

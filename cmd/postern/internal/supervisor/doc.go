@@ -1,0 +1,128 @@
+// Package supervisor is the process that the user started.
+//
+// It owns everything that must outlive an engine: the endpoint's descriptor, the
+// instance's directory and lock, the control socket, the terminal, and the
+// decision when all is over. It moves no packet and makes no socket inside the
+// container.
+//
+// Run makes new namespaces with an agent in them; Attach serves namespaces that
+// others made. Both then do the same, in this order, with as much at the same
+// time as possible: the engine process starts while the namespaces are made, and
+// the agent furnishes its mounts while the endpoint is fetched and configured.
+//
+//	supervisor            engine                 agent
+//	start ───────────────▶ confine
+//	make namespaces ─────────────────────────────▶ furnish mounts
+//	fetch endpoint, configure addresses            │
+//	config + endpoint ───▶ packets flow            │
+//	      ◀─────────────── ready                   │
+//	      ◀─────────────────────────────────────── ready
+//	start ───────────────────────────────────────▶ command
+//
+// After that one goroutine, locked to the main thread, waits for events in a
+// select and acts on them; other goroutines only turn blocking calls into events
+// or serve the control socket from guarded fields. The main thread matters twice:
+// parent-death signals follow the thread that forked, and a stop signal that the
+// process sends itself takes effect before kill(2) returns only on the thread
+// that the kernel prefers, the main one.
+//
+// An engine that dies is replaced at once with the same endpoint; flows through
+// it are reset, the interface stays. Five deaths in a short time end the instance
+// (restart.go). An endpoint that dies (the container's root deleted the
+// interface) is made anew, with growing pauses, for as long as it takes.
+package supervisor
+
+import (
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/postern-net/postern/stack/netplan"
+	"github.com/postern-net/postern/userns/spawn"
+)
+
+// Exit codes beside the command's own.
+const (
+	ExitOK     = 0
+	ExitFailed = 125
+	// exitSignal is added to the number of the signal that ended a command.
+	exitSignal = 128
+)
+
+// Endpoint is the user's choice of endpoint.
+type Endpoint string
+
+// The choices.
+const (
+	// EndpointAuto is a TAP, or a packet socket where there is no TAP to be had.
+	EndpointAuto   Endpoint = "auto"
+	EndpointTAP    Endpoint = "tap"
+	EndpointPacket Endpoint = "packet"
+)
+
+// Config is what an instance shall be like.
+type Config struct {
+	// Name of the instance, "" for a generated one.
+	Name string
+	// StateDir is the instance's directory itself, "" for one below the user's
+	// runtime directory.
+	StateDir string
+	// RuntimeDir is XDG_RUNTIME_DIR's value.
+	RuntimeDir string
+	// Version is postern's, for the control socket.
+	Version string
+
+	Plan     netplan.Plan
+	MTU      int
+	IfName   string
+	Endpoint Endpoint
+	// Configure gives the interface its addresses and routes; without it, only
+	// the link is brought up.
+	Configure bool
+
+	HostLoopback         bool
+	HostLoopbackPorts    []uint16
+	Outbound4, Outbound6 netip.Addr
+	// DNS and DNSSearch replace the host's name servers and search list if not empty.
+	DNS                       []netip.Addr
+	DNSSearch                 []string
+	UDPIdle, UDPIdleUnreplied time.Duration
+
+	LogLevel slog.Level
+	LogJSON  bool
+	// ReadyFD gets "1" when the network works, then it is closed. The end of
+	// ExitFD's other side ends the instance. Both may be nil.
+	ReadyFD, ExitFD *os.File
+	// Stdin, Stdout and Stderr are the command's. Stderr also takes our lines.
+	Stdin, Stdout, Stderr *os.File
+}
+
+// RunConfig is what Run needs besides.
+type RunConfig struct {
+	Config
+	// Command is the command and its arguments; at least one word.
+	Command []string
+	// Env is its environment.
+	Env []string
+	// Map says which ids the user namespace has.
+	Map spawn.Mode
+	// CopyUp and Propagation furnish the mount namespace.
+	CopyUp      []string
+	Propagation string
+	// The namespaces to make besides user, network and mount.
+	PIDNS, IPCNS, UTSNS, CgroupNS bool
+}
+
+// AttachConfig is what Attach needs besides: PID, or NetNS and perhaps UserNS.
+type AttachConfig struct {
+	Config
+	PID           int
+	NetNS, UserNS string
+}
+
+// notify writes a line for the user.
+func notify(w io.Writer, line string) {
+	_, _ = io.WriteString(w, "postern: "+line+"\n") // nobody to tell if it fails
+}

@@ -1,0 +1,185 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-net/postern/cmd/postern/internal/engineproc"
+	"github.com/postern-net/postern/proto/handoff"
+	"github.com/postern-net/postern/userns/fdpass"
+	"github.com/postern-net/postern/userns/seam"
+)
+
+// self is our own program, whatever became of its path.
+const self = "/proc/self/exe"
+
+// engine is one engine process. Its goroutine turns messages and the end into
+// events; stop ends and awaits both.
+type engine struct {
+	process *os.Process
+	conn    *seam.Conn
+	events  chan<- engineEvent
+	stopped chan struct{} // closed by stop: nobody takes events any more
+	done    sync.WaitGroup
+
+	mu      sync.Mutex // guards the fields below
+	seq     uint64
+	waiting map[uint64]chan<- *handoff.EngineSnapshot
+	ended   bool
+}
+
+// engineEvent is a message of an engine or, with a nil message, its end.
+type engineEvent struct {
+	from    *engine
+	message handoff.Message
+	end     string // how the process ended
+}
+
+// startEngine starts the process. The caller must be on the main thread.
+func startEngine(stderr *os.File, events chan<- engineEvent) (*engine, error) {
+	ours, theirs, err := fdpass.Pair()
+	if err != nil {
+		return nil, fmt.Errorf("start engine: %w", err)
+	}
+	conn, err := seam.New(ours)
+	if err != nil {
+		_ = theirs.Close()
+		return nil, fmt.Errorf("start engine: %w", err)
+	}
+	process, err := forkEngine(stderr, theirs)
+	_ = theirs.Close()
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("start engine: %w", err)
+	}
+	e := &engine{
+		process: process, conn: conn, events: events,
+		stopped: make(chan struct{}),
+		waiting: make(map[uint64]chan<- *handoff.EngineSnapshot),
+	}
+	e.done.Add(1)
+	go e.receive()
+	return e, nil
+}
+
+// forkEngine starts our own program as an engine: in a process group of its own,
+// out of the terminal's reach, without the user's environment, and not outliving
+// us. It stays in our session, because Linux schedules sessions as groups
+// (sched(7), autogroup): between two of them a round trip of the container waits
+// for the engine's turn, 150 instead of 100 µs.
+func forkEngine(stderr, control *os.File) (*os.Process, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	return os.StartProcess(self, []string{engineproc.Name}, &os.ProcAttr{
+		Dir:   "/",
+		Env:   []string{},
+		Files: []*os.File{null, null, stderr, control},
+		Sys:   &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL},
+	})
+}
+
+// receive handles messages until the engine has closed its end or stop ours,
+// then makes sure that the process is gone.
+func (e *engine) receive() {
+	defer e.done.Done()
+	for {
+		m, files, err := e.conn.Recv()
+		if err != nil {
+			break
+		}
+		seam.CloseAll(files)
+		if s, ok := m.(*handoff.EngineSnapshot); ok {
+			e.answer(s)
+			continue
+		}
+		e.emit(engineEvent{from: e, message: m})
+	}
+	_ = e.process.Kill() // an engine without a control socket serves nobody
+	state, err := e.process.Wait()
+	e.fail()
+	end := fmt.Sprint(err)
+	if err == nil {
+		end = state.String()
+	}
+	e.emit(engineEvent{from: e, end: end})
+}
+
+func (e *engine) emit(ev engineEvent) {
+	select {
+	case e.events <- ev:
+	case <-e.stopped:
+	}
+}
+
+// stop ends the process and waits for it.
+func (e *engine) stop() {
+	close(e.stopped)
+	_ = e.conn.Close()
+	e.done.Wait()
+}
+
+var errEngineGone = errors.New("the engine has ended")
+
+// snapshot asks the engine for its state. It is safe for concurrent use.
+func (e *engine) snapshot(ctx context.Context) (*handoff.EngineSnapshot, error) {
+	answer := make(chan *handoff.EngineSnapshot, 1)
+	e.mu.Lock()
+	if e.ended {
+		e.mu.Unlock()
+		return nil, errEngineGone
+	}
+	e.seq++
+	seq := e.seq
+	e.waiting[seq] = answer
+	e.mu.Unlock()
+	defer e.forget(seq)
+	if err := e.conn.Send(&handoff.EngineSnapshotRequest{Seq: seq}); err != nil {
+		return nil, fmt.Errorf("ask the engine for its state: %w", err)
+	}
+	select {
+	case s := <-answer:
+		if s == nil {
+			return nil, errEngineGone
+		}
+		return s, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("ask the engine for its state: %w", ctx.Err())
+	}
+}
+
+func (e *engine) forget(seq uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.waiting, seq)
+}
+
+// answer hands a snapshot to who asked for it; one that nobody waits for any
+// more is dropped.
+func (e *engine) answer(s *handoff.EngineSnapshot) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if w, ok := e.waiting[s.Seq]; ok {
+		delete(e.waiting, s.Seq)
+		w <- s // has room for one
+	}
+}
+
+// fail answers everyone who waits with nothing.
+func (e *engine) fail() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ended = true
+	for seq, w := range e.waiting {
+		delete(e.waiting, seq)
+		w <- nil
+	}
+}

@@ -1,0 +1,80 @@
+package supervisor
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/postern-net/postern/cmd/postern/internal/apisock"
+	"github.com/postern-net/postern/cmd/postern/internal/instance"
+)
+
+// describe fills in the instance's public description, apart from its process.
+func (s *session) describe(command []string) {
+	s.info.PID = os.Getpid()
+	s.info.Started = time.Now()
+	s.info.Command = command
+	for _, f := range families(s.cfg.Plan) {
+		s.info.Addresses = append(s.info.Addresses, f.Container)
+	}
+}
+
+// status answers the control socket's questions. It is used by many goroutines;
+// all it holds is constant, but for net's guarded fields.
+type status struct {
+	cfg  *Config
+	dir  string
+	info instance.Info
+	net  *network
+}
+
+// Info implements apisock.Source.
+func (s *status) Info(context.Context) (apisock.Info, error) {
+	driver := &apisock.NetworkDriver{Driver: "postern", DNS: []netip.Addr{}}
+	for _, f := range families(s.cfg.Plan) {
+		driver.DNS = append(driver.DNS, f.Resolver)
+		if !driver.ChildIP.IsValid() {
+			driver.ChildIP = f.Container
+		}
+	}
+	// Without configuration of ours the container takes what DHCP gives it, which
+	// is the same address unless it asks for another.
+	driver.DynamicChildIP = !s.cfg.Configure
+	return apisock.Info{
+		APIVersion:    apisock.APIVersion,
+		Version:       s.cfg.Version,
+		StateDir:      s.dir,
+		ChildPID:      s.info.ChildPID,
+		NetworkDriver: driver,
+	}, nil
+}
+
+// Status implements apisock.Source.
+func (s *status) Status(ctx context.Context) (apisock.Status, error) {
+	f := s.net.state()
+	out := apisock.Status{
+		Name:           s.info.Name,
+		Endpoint:       string(f.kind),
+		Offloads:       f.offloads,
+		MTU:            s.cfg.MTU,
+		EngineRestarts: f.restarts,
+		EngineReady:    f.ready,
+		Upstreams:      f.upstream,
+		Started:        s.info.Started,
+		Counters:       map[string]uint64{},
+	}
+	if f.engine != nil {
+		out.EnginePID = f.engine.process.Pid
+	}
+	if !f.ready {
+		return out, nil
+	}
+	snap, err := s.net.snapshot(ctx)
+	if err != nil {
+		return out, err
+	}
+	out.Counters = snap.Counters
+	out.Flows = apisock.Flows{TCP: snap.TCP, UDP: snap.UDP, Echo: snap.Echo}
+	return out, nil
+}

@@ -1,0 +1,16 @@
+package main
+
+import (
+	"context"
+	"os"
+	"runtime"
+)
+
+func init() { runtime.LockOSThread() } // see roles.go
+
+func main() {
+	if role := roleOf(os.Args); role != nil {
+		os.Exit(role())
+	}
+	os.Exit(run(context.Background(), os.Args[1:], os.Environ(), stdio{os.Stdin, os.Stdout, os.Stderr}))
+}

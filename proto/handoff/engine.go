@@ -1,0 +1,103 @@
+package handoff
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// EndpointKind says what the endpoint's descriptor is.
+type EndpointKind string
+
+// The kinds of endpoint.
+const (
+	// TAP is a TAP device with IFF_VNET_HDR.
+	TAP EndpointKind = "tap"
+	// Packet is a packet socket on the far end of a veth pair.
+	Packet EndpointKind = "packet"
+)
+
+// EngineConfig is the supervisor's first message to the engine. The endpoint's
+// descriptor comes with it.
+type EngineConfig struct {
+	Endpoint EndpointKind `json:"endpoint"`
+	// MTU of the container's interface, bytes.
+	MTU int `json:"mtu"`
+	// Network4 and Network6 are the networks to plan; invalid means off.
+	Network4 netip.Prefix `json:"network4"`
+	Network6 netip.Prefix `json:"network6"`
+	// Static says that the interface has its addresses and routes already.
+	Static bool `json:"static,omitempty"`
+	// ContainerMAC is the hardware address of the container's interface.
+	ContainerMAC      [6]byte  `json:"container_mac"`
+	HostLoopback      bool     `json:"host_loopback,omitempty"`
+	HostLoopbackPorts []uint16 `json:"host_loopback_ports,omitempty"`
+	// Outbound4 and Outbound6 are what outgoing sockets are bound to, if valid.
+	Outbound4 netip.Addr       `json:"outbound4"`
+	Outbound6 netip.Addr       `json:"outbound6"`
+	Upstreams []netip.AddrPort `json:"upstreams,omitempty"`
+	Search    []string         `json:"search,omitempty"`
+	// UDPIdle and UDPIdleUnreplied end UDP flows; zero is the engine's default.
+	UDPIdle          time.Duration `json:"udp_idle,omitempty"`
+	UDPIdleUnreplied time.Duration `json:"udp_idle_unreplied,omitempty"`
+	// LogLevel is a level of log/slog; LogJSON chooses JSON lines.
+	LogLevel int  `json:"log_level,omitempty"`
+	LogJSON  bool `json:"log_json,omitempty"`
+}
+
+// EngineReady says that packets flow. Offloads describes what the endpoint can
+// do, Notice is a line for the user when it can do less than usual.
+type EngineReady struct {
+	Offloads string `json:"offloads"`
+	Notice   string `json:"notice,omitempty"`
+}
+
+// EngineFailed says why the engine ends. Device is set when the endpoint died,
+// so that only a new endpoint helps.
+type EngineFailed struct {
+	Reason string `json:"reason"`
+	Device bool   `json:"device,omitempty"`
+}
+
+// EngineResolvers replaces the upstream name servers and the search list.
+type EngineResolvers struct {
+	Upstreams []netip.AddrPort `json:"upstreams"`
+	Search    []string         `json:"search"`
+}
+
+// EngineSnapshotRequest asks for an EngineSnapshot with the same Seq.
+type EngineSnapshotRequest struct {
+	Seq uint64 `json:"seq"`
+}
+
+// EngineSnapshot is the engine's state in numbers.
+type EngineSnapshot struct {
+	Seq      uint64            `json:"seq"`
+	Counters map[string]uint64 `json:"counters"`
+	TCP      int               `json:"tcp"`
+	UDP      int               `json:"udp"`
+	Echo     int               `json:"echo"`
+}
+
+func (*EngineConfig) kind() string          { return "engine.config" }
+func (*EngineReady) kind() string           { return "engine.ready" }
+func (*EngineFailed) kind() string          { return "engine.failed" }
+func (*EngineResolvers) kind() string       { return "engine.resolvers" }
+func (*EngineSnapshotRequest) kind() string { return "engine.snapshot-request" }
+func (*EngineSnapshot) kind() string        { return "engine.snapshot" }
+
+func (*EngineReady) check() error           { return nil }
+func (*EngineFailed) check() error          { return nil }
+func (*EngineResolvers) check() error       { return nil }
+func (*EngineSnapshotRequest) check() error { return nil }
+func (*EngineSnapshot) check() error        { return nil }
+
+func (m *EngineConfig) check() error {
+	if m.Endpoint != TAP && m.Endpoint != Packet {
+		return fmt.Errorf("%w: endpoint %.32q", ErrMalformed, m.Endpoint)
+	}
+	if m.MTU < 68 || m.MTU > 65535 {
+		return fmt.Errorf("%w: MTU %d", ErrMalformed, m.MTU)
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package handoff
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// samples holds one filled message of each kind.
+func samples() []Message {
+	return []Message{
+		&AgentSetup{ResolvConf: "/r", Hosts: "/h", Propagation: "rslave", CopyUp: []string{"/etc"}, PIDNS: true, Terminal: true},
+		&AgentReady{Notices: []string{"one"}},
+		&AgentFailed{Code: 127, Reason: "no such file"},
+		&AgentStart{Foreground: true},
+		&AgentStarted{PID: 7},
+		&AgentSignal{Signal: 15},
+		&AgentStopped{Signal: 20},
+		&AgentContinue{Foreground: true},
+		&AgentExited{Code: 3},
+		&AgentExited{Signal: 9},
+		&AgentKill{},
+		&EngineConfig{
+			Endpoint: Packet, MTU: 1500, Network4: netip.MustParsePrefix("10.0.2.0/24"),
+			ContainerMAC: [6]byte{2, 0, 0, 0, 0, 1}, HostLoopback: true, HostLoopbackPorts: []uint16{80},
+			Outbound4: netip.MustParseAddr("192.0.2.1"), Upstreams: []netip.AddrPort{netip.MustParseAddrPort("[fe80::1%eth0]:53")},
+			Search: []string{"example.org"}, UDPIdle: time.Minute, LogLevel: -4, LogJSON: true,
+		},
+		&EngineReady{Offloads: "CSUM", Notice: "n"},
+		&EngineFailed{Reason: "r", Device: true},
+		&EngineResolvers{Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}, Search: []string{"a"}},
+		&EngineSnapshotRequest{Seq: 4},
+		&EngineSnapshot{Seq: 4, Counters: map[string]uint64{"frames_in": 1}, TCP: 1, UDP: 2, Echo: 3},
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, m := range samples() {
+		seen[m.kind()] = true
+		b, err := Encode(m)
+		if err != nil {
+			t.Fatalf("Encode(%s): %v", m.kind(), err)
+		}
+		got, err := Decode(b)
+		if err != nil {
+			t.Fatalf("Decode(%s): %v", b, err)
+		}
+		opts := cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})}
+		if diff := cmp.Diff(m, got, opts); diff != "" {
+			t.Errorf("%s changed on the way:\n%s", m.kind(), diff)
+		}
+	}
+	for _, make := range messages {
+		if k := make().kind(); !seen[k] {
+			t.Errorf("no sample of %s", k)
+		}
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	tests := []struct {
+		name, in string
+		want     error
+	}{
+		{"empty", "", ErrMalformed},
+		{"null", "null", ErrMalformed},
+		{"null body", `{"v":1,"kind":"agent.kill","body":null}`, ErrMalformed},
+		{"no body", `{"v":1,"kind":"agent.kill"}`, ErrMalformed},
+		{"other version", `{"v":2,"kind":"agent.kill","body":{}}`, ErrVersion},
+		{"no version", `{"kind":"agent.kill","body":{}}`, ErrVersion},
+		{"unknown kind", `{"v":1,"kind":"agent.dance","body":{}}`, ErrMalformed},
+		{"unknown field", `{"v":1,"kind":"agent.kill","body":{"x":1}}`, ErrMalformed},
+		{"two objects", `{"v":1,"kind":"agent.kill","body":{}}{}`, ErrMalformed},
+		{"signal 0", `{"v":1,"kind":"agent.signal","body":{"signal":0}}`, ErrMalformed},
+		{"signal 65", `{"v":1,"kind":"agent.signal","body":{"signal":65}}`, ErrMalformed},
+		{"code 256", `{"v":1,"kind":"agent.exited","body":{"code":256}}`, ErrMalformed},
+		{"code 0 failed", `{"v":1,"kind":"agent.failed","body":{"code":0,"reason":""}}`, ErrMalformed},
+		{"pid 0", `{"v":1,"kind":"agent.started","body":{"pid":0}}`, ErrMalformed},
+		{"propagation", `{"v":1,"kind":"agent.setup","body":{"propagation":"rshared"}}`, ErrMalformed},
+		{"endpoint", `{"v":1,"kind":"engine.config","body":{"endpoint":"x","mtu":1500}}`, ErrMalformed},
+		{"mtu", `{"v":1,"kind":"engine.config","body":{"endpoint":"tap","mtu":67}}`, ErrMalformed},
+		{"too long", strings.Repeat(" ", MaxMessage+1), ErrTooLong},
+	}
+	for _, tc := range tests {
+		if m, err := Decode([]byte(tc.in)); !errors.Is(err, tc.want) {
+			t.Errorf("%s: Decode = %v, %v; want error %v", tc.name, m, err, tc.want)
+		}
+	}
+}
+
+func TestEncodeRefuses(t *testing.T) {
+	if _, err := Encode(&AgentReady{Notices: []string{strings.Repeat("x", MaxMessage)}}); !errors.Is(err, ErrTooLong) {
+		t.Errorf("Encode of a message over the limit: %v, want ErrTooLong", err)
+	}
+	if _, err := Encode(&AgentSignal{Signal: 99}); !errors.Is(err, ErrMalformed) {
+		t.Errorf("Encode of signal 99: %v, want ErrMalformed", err)
+	}
+}
+
+// FuzzDecode holds that whatever decodes also encodes and decodes to the same
+// bytes again: the supervisor never passes on what it would not take itself.
+func FuzzDecode(f *testing.F) {
+	for _, m := range samples() {
+		b, err := Encode(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := Decode(b)
+		if err != nil {
+			return
+		}
+		first, err := Encode(m)
+		if errors.Is(err, ErrTooLong) {
+			return // escaping can make a message longer
+		}
+		if err != nil {
+			t.Fatalf("decoded but does not encode: %v", err)
+		}
+		again, err := Decode(first)
+		if err != nil {
+			t.Fatalf("own encoding refused: %v\n%s", err, first)
+		}
+		second, err := Encode(again)
+		if err != nil || string(first) != string(second) {
+			t.Fatalf("encoding is not stable (%v):\n%s\n%s", err, first, second)
+		}
+	})
+}

@@ -1,0 +1,125 @@
+// Package furnish arranges a fresh mount namespace for the user's command.
+//
+// The namespace starts as a copy of the host's mounts. Mounting in it is
+// invisible to the host once propagation is cut, which comes first. Then /proc
+// and /sys are made to show the new pid and network namespaces, directories the
+// user named become writable copies, and /etc/resolv.conf and /etc/hosts are
+// covered with the instance's own files.
+//
+// That cover has an enemy: when the host replaces the file beneath it (rename or
+// unlink, as network managers do), the kernel detaches mounts on it in every
+// other mount namespace, and the command would see the host's file. A watcher
+// therefore follows /proc/self/mountinfo and covers the file again.
+package furnish
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Plan says what to arrange.
+type Plan struct {
+	// ResolvConf and Hosts are the files that cover /etc/resolv.conf and
+	// /etc/hosts.
+	ResolvConf, Hosts string
+	// Propagation is "rprivate" or "rslave"; empty means the former.
+	Propagation string
+	// CopyUp lists absolute directories to be made writable copies.
+	CopyUp []string
+	// Proc says that a pid namespace wants its own /proc.
+	Proc bool
+}
+
+// House is a furnished namespace; its zero value is an empty one.
+type House struct {
+	watch *watcher
+}
+
+// Close stops what keeps the house in order; the mounts stay.
+func (h House) Close() {
+	if h.watch != nil {
+		h.watch.close()
+	}
+}
+
+// Furnish carries the plan out in the calling process's mount namespace, which
+// must not be the host's. Notices say what had to be left as it was.
+func Furnish(p Plan) (h House, notices []string, err error) {
+	if err := cutPropagation(p.Propagation); err != nil {
+		return House{}, nil, err
+	}
+	covers, err := openCovers(p)
+	if err != nil {
+		return House{}, nil, err
+	}
+	if p.Proc {
+		if err := mountProc(); err != nil {
+			return House{}, nil, err
+		}
+	}
+	home := ""
+	if p.ResolvConf != "" {
+		home = filepath.Dir(p.ResolvConf)
+	}
+	if err := mountSys(home); err != nil {
+		notices = append(notices, err.Error())
+	}
+	openPing()
+	for _, dir := range p.CopyUp {
+		if err := copyUp(dir, home); err != nil {
+			return House{}, notices, err
+		}
+	}
+	for _, c := range covers {
+		if err := c.put(); err != nil {
+			return House{}, notices, err
+		}
+	}
+	watch, err := watchCovers(covers)
+	if err != nil {
+		return House{}, notices, err
+	}
+	return House{watch: watch}, notices, nil
+}
+
+// cutPropagation keeps our mounts from the host's mount namespace. The kernel
+// has made them slaves already, as the user namespaces differ
+// (mount_namespaces(7)); private also keeps the host's later mounts out.
+func cutPropagation(mode string) error {
+	flag := uintptr(unix.MS_PRIVATE)
+	if mode == "rslave" {
+		flag = unix.MS_SLAVE
+	}
+	if err := unix.Mount("", "/", "", flag|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("set mount propagation of / to %s: %w", mode, err)
+	}
+	return nil
+}
+
+// mountProc mounts a /proc of the new pid namespace. The kernel allows that only
+// if no part of the present /proc is covered, which containers often do.
+func mountProc() error {
+	err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("mount /proc for --pidns: %w (parts of /proc are covered, as in most containers; run without --pidns)", err)
+	}
+	if err != nil {
+		return fmt.Errorf("mount /proc for --pidns: %w", err)
+	}
+	return nil
+}
+
+// openPing lets every mapped group open ping sockets in the new network
+// namespace (icmp(7), ping_group_range), so that ping needs no file capability.
+// Where /proc/sys is read-only, root inside can still ping with raw sockets.
+func openPing() {
+	last, err := lastGID()
+	if err != nil {
+		return
+	}
+	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", fmt.Appendf(nil, "0 %d", last), 0)
+}

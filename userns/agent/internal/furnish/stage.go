@@ -1,0 +1,148 @@
+package furnish
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// stages are directories that nearly every system has. One of them serves as a
+// mount point for a moment while another directory is being rebuilt, where the
+// instance's own directory cannot; that only happens before the command starts.
+var stages = []string{"/tmp", "/mnt", "/var", "/home", "/dev/shm"}
+
+// stage binds dir recursively at a directory that has nothing to do with it:
+// at home if possible, the instance's directory, where nobody else looks.
+func stage(dir, home string) (at string, err error) {
+	for _, s := range append([]string{home}, stages...) {
+		if s == "" || within(dir, s) || within(s, dir) {
+			continue
+		}
+		if err = unix.Mount(dir, s, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			return s, nil
+		}
+	}
+	return "", fmt.Errorf("keep %s aside: %w", dir, err)
+}
+
+// unstage moves what stage put aside to its place.
+func unstage(at, to string) error {
+	if err := unix.Mount(at, to, "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move %s to %s: %w", at, to, err)
+	}
+	return nil
+}
+
+// within reports whether path is dir or lies below it.
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// mountSys mounts a /sys of the new network namespace, so that /sys/class/net
+// shows its interfaces, and puts the control groups back in their place. An
+// error leaves the host's /sys as it was.
+func mountSys(home string) error {
+	const cgroups = "/sys/fs/cgroup"
+	aside := ""
+	if _, err := os.Stat(cgroups); err == nil {
+		if aside, err = stage(cgroups, home); err != nil {
+			return err
+		}
+	}
+	err := mountSysfs()
+	if err != nil {
+		if aside != "" {
+			_ = unix.Unmount(aside, unix.MNT_DETACH)
+		}
+		return err
+	}
+	if aside == "" {
+		return nil
+	}
+	if err := unstage(aside, cgroups); err != nil {
+		_ = unix.Unmount(aside, unix.MNT_DETACH)
+		_ = unix.Unmount("/sys", unix.MNT_DETACH)
+		return err
+	}
+	return nil
+}
+
+// mountSysfs mounts sysfs, read-only where the present /sys is: the kernel
+// refuses a new one that would allow more (mount_namespaces(7)).
+func mountSysfs() error {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	err := unix.Mount("sysfs", "/sys", "sysfs", flags, "")
+	if err != nil {
+		err = unix.Mount("sysfs", "/sys", "sysfs", flags|unix.MS_RDONLY, "")
+	}
+	if err != nil {
+		return fmt.Errorf("mount /sys: %w; it shows the host's interfaces", err)
+	}
+	return nil
+}
+
+// copyUp makes dir a writable copy of itself: a tmpfs whose entries are symbolic
+// links into the original, which moves to a hidden directory below it. This is
+// the scheme of RootlessKit's --copy-up, whose users expect its shape.
+func copyUp(dir, home string) error {
+	dir = filepath.Clean(dir)
+	if !filepath.IsAbs(dir) || dir == "/" {
+		return fmt.Errorf("copy up %s: want an absolute directory below /", dir)
+	}
+	aside, err := stage(dir, home)
+	if err != nil {
+		return fmt.Errorf("copy up %s: %w", dir, err)
+	}
+	original, err := coverWithTmpfs(dir, aside)
+	if err != nil {
+		_ = unix.Unmount(aside, unix.MNT_DETACH)
+		return fmt.Errorf("copy up %s: %w", dir, err)
+	}
+	if err := linkEntries(dir, original); err != nil {
+		return fmt.Errorf("copy up %s: %w", dir, err)
+	}
+	return nil
+}
+
+// coverWithTmpfs mounts a tmpfs over dir and moves the staged original below it.
+func coverWithTmpfs(dir, aside string) (original string, err error) {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+		return "", fmt.Errorf("mount tmpfs: %w", err)
+	}
+	original, err = os.MkdirTemp(dir, ".ro")
+	if err == nil {
+		err = os.Chmod(original, 0o755)
+	}
+	if err == nil {
+		err = unstage(aside, original)
+	}
+	if err != nil {
+		_ = unix.Unmount(dir, unix.MNT_DETACH)
+		return "", err
+	}
+	return original, nil
+}
+
+// linkEntries makes one link in dir for each entry of original. Links among the
+// entries are copied as they are, so that relative ones keep their meaning.
+func linkEntries(dir, original string) error {
+	entries, err := os.ReadDir(original)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		target := filepath.Join(filepath.Base(original), e.Name())
+		if e.Type()&os.ModeSymlink != 0 {
+			if target, err = os.Readlink(filepath.Join(original, e.Name())); err != nil {
+				return err
+			}
+		}
+		if err := os.Symlink(target, filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
