@@ -245,11 +245,11 @@ func TestFurtherNamespacesAndSession(t *testing.T) {
 	}
 	ours := fmt.Sprintf("%d %d", sid, unix.Getpgrp())
 	single := mustPlan(t, Single)
-	got, p, _ := inside(t, single, nil, "session", "pdeathsig")
+	got, _, _ := inside(t, single, nil, "session", "pdeathsig")
 	if got["session"] != ours || got["pdeathsig"] != "9 <nil>" {
 		t.Errorf("session %q, want %q; pdeathsig %q", got["session"], ours, got["pdeathsig"])
 	}
-	got, p, _ = inside(t, single, func(c *Config) { c.Setpgid = true }, "session")
+	got, p, _ := inside(t, single, func(c *Config) { c.Setpgid = true }, "session")
 	if want := fmt.Sprintf("%d %d", sid, p.PID); got["session"] != want {
 		t.Errorf("Setpgid: session %q, want %q", got["session"], want)
 	}

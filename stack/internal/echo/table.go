@@ -22,11 +22,10 @@ type key struct {
 // Table is the set of sessions. New starts its two goroutines, the poller's and
 // the one that ends idle sessions; Close stops both and waits.
 type Table struct {
-	cfg    Config
-	now    func() time.Time // time.Now but in tests
-	poller *hostsock.Poller
-	stop   chan struct{} // closed by Close
-	done   chan struct{} // closed by run
+	cfg     Config
+	now     func() time.Time // time.Now but in tests
+	poller  *hostsock.Poller
+	janitor *hostsock.Janitor
 
 	// The reader's, used by Handle only.
 	writer hostsock.Writer
@@ -44,15 +43,13 @@ func New(c Config) (*Table, error) {
 	t := &Table{
 		cfg:      c.withDefaults(),
 		now:      time.Now,
-		stop:     make(chan struct{}),
-		done:     make(chan struct{}),
 		sessions: make(map[key]*session),
 	}
 	var err error
 	if t.poller, err = hostsock.NewPoller(); err != nil {
 		return nil, fmt.Errorf("start echo: %w", err)
 	}
-	go t.run()
+	t.janitor = hostsock.NewJanitor(func() { t.expire(t.now()) }, t.cfg.Idle)
 	return t, nil
 }
 
@@ -60,16 +57,14 @@ func New(c Config) (*Table, error) {
 // called and does nothing. A Sender that waits must have been released before.
 func (t *Table) Close() error {
 	t.mu.Lock()
-	if t.closed {
-		t.mu.Unlock()
-		<-t.done
-		return nil
-	}
+	again := t.closed
 	t.closed = true
 	all := t.takeLocked(func(*session) bool { return true })
 	t.mu.Unlock()
-	close(t.stop)
-	<-t.done
+	t.janitor.Close()
+	if again {
+		return nil
+	}
 	err := t.poller.Close()
 	for _, s := range all {
 		t.end(s)
@@ -77,25 +72,7 @@ func (t *Table) Close() error {
 	return err
 }
 
-// run ends idle sessions, at most a quarter of the idle time late.
-func (t *Table) run() {
-	defer close(t.done)
-	period := 5 * time.Second
-	if t.cfg.Idle > 0 {
-		period = max(10*time.Millisecond, min(period, t.cfg.Idle/4))
-	}
-	tick := time.NewTicker(period)
-	defer tick.Stop()
-	for {
-		select {
-		case <-t.stop:
-			return
-		case <-tick.C:
-			t.expire(t.now())
-		}
-	}
-}
-
+// expire ends idle sessions, at most a quarter of the idle time late.
 func (t *Table) expire(now time.Time) {
 	t.mu.Lock()
 	idle := t.takeLocked(func(s *session) bool {

@@ -20,12 +20,11 @@ const dnsReserve = 64
 // Table is the set of mappings. New starts its two goroutines, the poller's and
 // the one that ends idle mappings; Close stops both and waits.
 type Table struct {
-	cfg    Config
-	start  time.Time
-	now    func() time.Time // time.Now but in tests
-	poller *hostsock.Poller
-	stop   chan struct{} // closed by Close
-	done   chan struct{} // closed by run
+	cfg     Config
+	start   time.Time
+	now     func() time.Time // time.Now but in tests
+	poller  *hostsock.Poller
+	janitor *hostsock.Janitor
 
 	// The reader's, used by Handle and Flush only.
 	writer hostsock.Writer
@@ -67,8 +66,6 @@ func New(c Config) (*Table, error) {
 		cfg:      c.withDefaults(),
 		start:    time.Now(),
 		now:      time.Now,
-		stop:     make(chan struct{}),
-		done:     make(chan struct{}),
 		mappings: make(map[netip.AddrPort]*mapping),
 		limit:    flow.MaxUDP,
 		reserve:  dnsReserve,
@@ -80,7 +77,7 @@ func New(c Config) (*Table, error) {
 	if t.poller, err = hostsock.NewPoller(); err != nil {
 		return nil, fmt.Errorf("start UDP: %w", err)
 	}
-	go t.run()
+	t.janitor = hostsock.NewJanitor(func() { t.expire(t.age()) }, t.cfg.Idle, t.cfg.IdleUnreplied)
 	return t, nil
 }
 
@@ -88,16 +85,14 @@ func New(c Config) (*Table, error) {
 // called and does nothing. A Sender that waits must have been released before.
 func (t *Table) Close() error {
 	t.mu.Lock()
-	if t.closed {
-		t.mu.Unlock()
-		<-t.done
-		return nil
-	}
+	again := t.closed
 	t.closed = true
 	all := t.takeLocked(func(*mapping) bool { return true })
 	t.mu.Unlock()
-	close(t.stop)
-	<-t.done
+	t.janitor.Close()
+	if again {
+		return nil
+	}
 	err := t.poller.Close()
 	for _, m := range all {
 		t.end(m)
@@ -105,37 +100,10 @@ func (t *Table) Close() error {
 	return err
 }
 
-// run ends idle mappings. One ticker serves all of them: a mapping may live
-// longer than its idle time by a quarter of it.
-func (t *Table) run() {
-	defer close(t.done)
-	tick := time.NewTicker(tickPeriod(t.cfg.Idle, t.cfg.IdleUnreplied))
-	defer tick.Stop()
-	for {
-		select {
-		case <-t.stop:
-			return
-		case <-tick.C:
-			t.expire(t.age())
-		}
-	}
-}
-
-// tickPeriod is a quarter of the shorter time, within 10 ms and 5 s; negative
-// times are none.
-func tickPeriod(idle ...time.Duration) time.Duration {
-	period := 5 * time.Second
-	for _, d := range idle {
-		if d > 0 {
-			period = min(period, d/4)
-		}
-	}
-	return max(period, 10*time.Millisecond)
-}
-
 // age is the time since the table's start; it is the clock of idle times.
 func (t *Table) age() time.Duration { return t.now().Sub(t.start) }
 
+// expire ends idle mappings, at most a quarter of the idle time late.
 func (t *Table) expire(age time.Duration) {
 	t.mu.Lock()
 	idle := t.takeLocked(func(m *mapping) bool {
