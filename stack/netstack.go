@@ -2,7 +2,10 @@ package stack
 
 import (
 	"fmt"
+	"sync"
+	"time"
 
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -17,11 +20,21 @@ import (
 
 const nic tcpip.NICID = 1
 
+// silence keeps gVisor's own log, which goes to stderr, away from the user. What
+// it says is about gVisor's shutdown; what matters is counted.
+var silence = sync.OnceFunc(func() { log.SetTarget(nobody{}) })
+
+type nobody struct{}
+
+// Emit implements log.Emitter.
+func (nobody) Emit(int, log.Level, time.Time, string, ...any) {}
+
 // newNetstack makes a stack whose one interface is ep. It takes every packet
 // whatever its destination, and sends from any address: it stands for the whole
 // outside world. ARP is not registered and addresses need no resolution; the
 // link answers for the neighbours.
 func newNetstack(ep *link.Endpoint) (*stack.Stack, error) {
+	silence()
 	s := stack.New(stack.Options{
 		NetworkProtocols: []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{

@@ -60,13 +60,16 @@ func (r *hostReader) tryPoll(fd uintptr) bool {
 	}
 	msg := messages.Get().(*[messageLen]byte)
 	n, err := unix.Read(int(fd), msg[:])
+	for err == unix.EINTR {
+		n, err = unix.Read(int(fd), msg[:])
+	}
 	if n > 0 {
 		r.n, r.err, r.msg, r.at, r.bulk = n, nil, msg, 0, n == messageLen
 		return true
 	}
 	messages.Put(msg)
 	switch {
-	case err == unix.EAGAIN || err == unix.EINTR:
+	case err == unix.EAGAIN:
 		return false
 	case err != nil:
 		r.err = err
@@ -90,6 +93,20 @@ func (r *hostReader) readFull(b []byte) error {
 		return err
 	}
 	return r.err
+}
+
+// wasReset tells a reset from an end of stream after a read returned nothing: the
+// kernel reports the error of a reset once only, and the writing side may have
+// been the one to get it, and may have closed the socket since. It holds as well
+// for a connection that ended in order in both directions.
+func wasReset(raw syscall.RawConn) bool {
+	const closed = 7 // TCP_CLOSE of netinet/tcp.h
+	reset := false
+	err := raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		reset = err == nil && info.State == closed
+	})
+	return reset || err != nil
 }
 
 // release gives the message buffer back; also when its bytes found no taker.

@@ -22,6 +22,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // ErrWouldBlock is returned by Stream.Fill when there is no room.
@@ -50,6 +51,9 @@ type Stream interface {
 	CloseWrite()
 	// Abort resets the flow. Peek and Fill fail from then on.
 	Abort()
+	// OnReset sets what is called, perhaps more than once, when the flow has
+	// been reset, by the peer or by Abort. fn does not block.
+	OnReset(fn func())
 	// Close gives the stream back after both directions have ended.
 	Close()
 }
@@ -69,12 +73,16 @@ func TCP(stream Stream, host *net.TCPConn, counts Counts) {
 		stream.Abort()
 		return
 	}
+	// A loop that waits for the host socket does not look at the stream.
+	stream.OnReset(func() { _ = host.SetDeadline(past) })
 	var inward sync.WaitGroup
+	var outwardEnded atomic.Bool
 	inward.Add(1)
 	go func() {
 		defer inward.Done()
 		in := inbound{stream: stream, host: newHostReader(raw), count: counts.In}
-		if err := in.run(); err != nil {
+		err := in.run()
+		if err != nil || wasReset(raw) && !outwardEnded.Load() {
 			reset(stream, host)
 			return
 		}
@@ -84,10 +92,14 @@ func TCP(stream Stream, host *net.TCPConn, counts Counts) {
 	if err := out.run(); err != nil {
 		reset(stream, host)
 	} else {
+		outwardEnded.Store(true)
 		_ = host.CloseWrite() // an error means that the inward loop sees a reset
 	}
 	inward.Wait()
 }
+
+// past is a deadline that has always expired.
+var past = time.Unix(1, 0)
 
 // reset ends both directions hard: the host's peer and the container get RST.
 func reset(stream Stream, host *net.TCPConn) {

@@ -86,6 +86,9 @@ func (d *Device) next() (WireFrame, error) {
 	select {
 	case <-d.w.closed:
 		return WireFrame{}, os.ErrClosed
+	default:
+	}
+	select {
 	case f := <-d.w.in:
 		return f, nil
 	default:

@@ -47,12 +47,22 @@ func (d *Dialer) Fail(target netip.AddrPort, errno syscall.Errno) {
 func (d *Dialer) FailWith(target netip.AddrPort, err error) { d.set(target, plan{err: err}) }
 
 // Serve makes dials of target succeed. The servers' ends of at most 1,024
-// connections wait in the channel; the caller closes them.
+// connections wait in the channel; the caller closes those that it takes.
 func (d *Dialer) Serve(tb testing.TB, target netip.AddrPort) <-chan *net.TCPConn {
 	tb.Helper()
 	l := listenLoopback(tb)
 	p := plan{listener: l, accepted: make(chan *net.TCPConn, queueLen)}
 	d.set(target, p)
+	tb.Cleanup(func() {
+		for {
+			select {
+			case c := <-p.accepted:
+				c.Close()
+			default:
+				return
+			}
+		}
+	})
 	return p.accepted
 }
 

@@ -17,7 +17,6 @@ const (
 	DropChecksum
 	DropSpoofed
 	DropUnknownProtocol
-	DropTruncated
 	TCPAdmitted
 	TCPRefusedGuard
 	TCPRefusedLimit
@@ -54,7 +53,6 @@ var counterNames = [numCounters]string{
 	DropChecksum:          "drop_checksum",
 	DropSpoofed:           "drop_spoofed_source",
 	DropUnknownProtocol:   "drop_unknown_protocol",
-	DropTruncated:         "drop_truncated",
 	TCPAdmitted:           "tcp_admitted",
 	TCPRefusedGuard:       "tcp_refused_guard",
 	TCPRefusedLimit:       "tcp_refused_limit",

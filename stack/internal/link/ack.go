@@ -141,6 +141,7 @@ func (e *Endpoint) flushACK() {
 
 // sendPacket sends a packet, or keeps it back for a moment.
 func (e *Endpoint) sendPacket(pkt *stack.PacketBuffer) error {
+	seal(pkt)
 	first, now := e.ack.pass(pkt, e.flushACK)
 	if first != nil {
 		_ = e.writePacket(first)

@@ -52,9 +52,15 @@ func (e *Endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) 
 	return n, nil
 }
 
-func (e *Endpoint) writePacket(pkt *stack.PacketBuffer) error {
+// seal puts the virtio header before a packet. It is done while netstack still
+// lends the packet, which it looks at once more after that.
+func seal(pkt *stack.PacketBuffer) {
 	vnet := gsoHeader(pkt)
 	vnet.Put(pkt.VirtioNetHeader().Push(tap.HeaderLen))
+}
+
+// writePacket writes a sealed packet and changes nothing about it.
+func (e *Endpoint) writePacket(pkt *stack.PacketBuffer) error {
 	v := vectors.Get().(*vector)
 	defer v.free()
 	views, offset := pkt.AsViewList()

@@ -36,7 +36,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/postern-net/postern/proto/icmp"
 	"github.com/postern-net/postern/stack/guard"
@@ -84,21 +83,14 @@ type Out struct {
 	mu     sync.Mutex // guards the fields below
 	closed bool
 	// attempts holds the SYNs whose handshake is under way, until their request
-	// is completed; bounded by the flow table.
+	// is completed; bounded by maxAttempts.
 	attempts map[stack.TransportEndpointID]*attempt
-	// open holds the running relays, to be reset by Close; bounded likewise.
+	// names holds the connections to the name service from SYN to end; bounded
+	// by maxNames.
+	names map[stack.TransportEndpointID]struct{}
+	// open holds the running relays, to be reset by Close; bounded by the flow table.
 	open    map[*stream]struct{}
 	running sync.WaitGroup
-}
-
-// attempt is one SYN on its way.
-type attempt struct {
-	flow   *flow.Flow
-	dial   netip.AddrPort
-	ctx    context.Context
-	cancel context.CancelFunc
-	// quote is the SYN's IP and TCP header, for ICMP errors.
-	quote []byte
 }
 
 // New makes an Out. The caller installs Handle.
@@ -107,11 +99,12 @@ func New(cfg Config) *Out {
 	o := &Out{
 		cfg: cfg, ctx: ctx, cancel: cancel,
 		attempts: make(map[stack.TransportEndpointID]*attempt),
+		names:    make(map[stack.TransportEndpointID]struct{}),
 		open:     make(map[*stream]struct{}),
 	}
-	// The forwarder's own limit is never met: the flow table and the name
-	// service have lower ones, and those count what they refuse.
-	o.forward = tcp.NewForwarder(cfg.Stack, receiveWindow, flow.MaxTCP+flow.MaxDNSConns*4, o.handshake)
+	// The forwarder's own limit is never met, and must not be: it drops a SYN
+	// without a word, and the attempt would never end.
+	o.forward = tcp.NewForwarder(cfg.Stack, receiveWindow, maxAttempts+maxNames, o.handshake)
 	return o
 }
 
@@ -134,11 +127,15 @@ func (o *Out) Handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool
 	if len(segment) < header.TCPMinimumSize || segment.Flags()&(header.TCPFlagSyn|header.TCPFlagAck) != header.TCPFlagSyn {
 		return false
 	}
+	if segment.Flags()&(header.TCPFlagFin|header.TCPFlagRst) != 0 {
+		o.cfg.Flows.Counters.Inc(flow.DropMalformed) // Linux discards it as well
+		return true
+	}
 	initiating := netip.AddrPortFrom(address(id.RemoteAddress), id.RemotePort)
 	target := netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
 	plan := o.cfg.Guard.Plan.Of(target.Addr())
 	if target == netip.AddrPortFrom(plan.Resolver, portDNS) {
-		return o.forward.HandlePacket(id, pkt)
+		return o.startName(id, pkt)
 	}
 	verdict := o.cfg.Guard.Decide(guard.TCP, target)
 	if !verdict.Allowed() {
@@ -154,7 +151,7 @@ func (o *Out) Handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool
 
 // start begins the attempt that a SYN asks for, unless it is under way.
 func (o *Out) start(id stack.TransportEndpointID, pkt *stack.PacketBuffer, key flow.Key, dial netip.AddrPort) bool {
-	if o.attempt(id) != nil {
+	if !o.room(id) {
 		return true
 	}
 	a := &attempt{dial: dial, quote: quote(pkt)}
@@ -174,12 +171,27 @@ func (o *Out) start(id stack.TransportEndpointID, pkt *stack.PacketBuffer, key f
 	return false
 }
 
+// startName is start for the name service.
+func (o *Out) startName(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	if !o.admitName(id) {
+		return true
+	}
+	if o.forward.HandlePacket(id, pkt) {
+		return true
+	}
+	o.releaseName(id)
+	return false
+}
+
 // handshake runs in the forwarder's goroutine, one for each SYN that Handle let
 // pass. Every path completes the request exactly once, and forgets the attempt
 // only then: until it is completed the forwarder ignores further SYNs.
 func (o *Out) handshake(r *tcp.ForwarderRequest) {
 	id := r.ID()
 	a := o.attempt(id)
+	if a == nil {
+		defer o.releaseName(id)
+	}
 	if !o.begin() {
 		r.Complete(true)
 		o.forget(id, a)
@@ -196,7 +208,7 @@ func (o *Out) handshake(r *tcp.ForwarderRequest) {
 		o.forget(id, a)
 		return
 	}
-	s := o.accept(r)
+	s := o.acceptFlow(a.ctx, r)
 	o.settle(id, a)
 	defer o.cfg.Flows.Release(a.flow)
 	if s == nil {
@@ -225,18 +237,6 @@ func (o *Out) refuse(r *tcp.ForwarderRequest, a *attempt, err error) {
 	o.cfg.Sender.SendError(answer.Kind, 0, from, a.flow.Initiating.Addr(), a.quote)
 }
 
-// accept completes the container's handshake. It returns nil when the container
-// gave up.
-func (o *Out) accept(r *tcp.ForwarderRequest) *stream {
-	var wq waiter.Queue
-	ep, err := r.CreateEndpoint(&wq)
-	r.Complete(false)
-	if err != nil {
-		return nil
-	}
-	return newStream(ep, &wq)
-}
-
 // relay moves bytes until the flow ends.
 func (o *Out) relay(s *stream, host *net.TCPConn, f *flow.Flow) {
 	o.mu.Lock()
@@ -252,13 +252,9 @@ func (o *Out) relay(s *stream, host *net.TCPConn, f *flow.Flow) {
 }
 
 func (o *Out) acceptDNS(r *tcp.ForwarderRequest) {
-	var wq waiter.Queue
-	ep, err := r.CreateEndpoint(&wq)
-	r.Complete(false)
-	if err != nil {
-		return
+	if ep, wq := o.accept(o.ctx, r); ep != nil {
+		o.cfg.ServeDNS(o.ctx, gonet.NewTCPConn(wq, ep))
 	}
-	o.cfg.ServeDNS(o.ctx, gonet.NewTCPConn(&wq, ep))
 }
 
 // begin counts a goroutine that Close waits for; false after Close.
@@ -270,31 +266,6 @@ func (o *Out) begin() bool {
 	}
 	o.running.Add(1)
 	return true
-}
-
-func (o *Out) attempt(id stack.TransportEndpointID) *attempt {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.attempts[id]
-}
-
-// settle ends an attempt whose flow lives on; forget ends one that failed. Both
-// accept nil.
-func (o *Out) settle(id stack.TransportEndpointID, a *attempt) {
-	if a == nil {
-		return
-	}
-	a.cancel()
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	delete(o.attempts, id)
-}
-
-func (o *Out) forget(id stack.TransportEndpointID, a *attempt) {
-	o.settle(id, a)
-	if a != nil {
-		o.cfg.Flows.Release(a.flow)
-	}
 }
 
 // quote copies the headers of a SYN.
