@@ -24,7 +24,9 @@ func (a *app) execCommand() *cobra.Command {
 		Use:   "exec NAME|PID [--] [COMMAND [ARG...]]",
 		Short: "Run a command of the host in a running network",
 		Long: `Run COMMAND (default: $SHELL) in the user and network namespace of an instance,
-or of the process PID, with the files of the host. Its exit code is postern's.`,
+or of the process PID, with the files of the host. Its exit code is postern's.
+A detached network (postern run --detach-netns) is entered by the instance's name
+or the PID in its child_pid.`,
 		Example: `  postern exec amber-gate -- ip address
   postern exec 4711 ss -tn`,
 		Args: cobra.MinimumNArgs(1),
@@ -74,9 +76,7 @@ func (a *app) execIn(ctx context.Context, name string, command []string) (exitCo
 	return await(p, signals)
 }
 
-// openTarget finds what the user means: an instance by name, else a process. The
-// target holds its process by a pidfd before the process is compared with the one
-// on record, so a pid that was used again is noticed.
+// openTarget finds what the user means: an instance by name, else a process.
 func (a *app) openTarget(name string) (*join.Target, error) {
 	root, err := instance.Places{RuntimeDir: a.getenv("XDG_RUNTIME_DIR")}.Root()
 	if err != nil {
@@ -84,23 +84,56 @@ func (a *app) openTarget(name string) (*join.Target, error) {
 	}
 	info, err := instance.Find(root, name)
 	if pid, numErr := strconv.Atoi(name); err != nil && numErr == nil && pid > 0 {
+		if i, found := instance.OfProcess(pid); found && i.NetNS != "" {
+			return openInstance(i)
+		}
 		return join.OpenPID(pid)
 	}
 	if err != nil {
 		return nil, err
 	}
+	return openInstance(info)
+}
+
+// openInstance opens the namespaces of an instance. It holds the process by a
+// pidfd before it compares it with the one on record, so a pid that was used again
+// is noticed.
+func openInstance(info instance.Info) (*join.Target, error) {
 	if info.ChildPID == 0 {
 		return nil, info.CheckChild()
 	}
 	target, err := join.OpenPID(info.ChildPID)
 	if err != nil {
-		return nil, fmt.Errorf("instance %s: %w", name, err)
+		return nil, fmt.Errorf("instance %s: %w", info.Name, err)
 	}
 	if err := info.CheckChild(); err != nil {
 		target.Close()
 		return nil, err
 	}
-	return target, nil
+	if info.NetNS == "" {
+		return target, nil
+	}
+	defer target.Close()
+	detached, err := openDetached(info)
+	if err == nil {
+		if err = target.Alive(); err == nil { // so the paths were that process's own
+			return detached, nil
+		}
+		detached.Close()
+	}
+	return nil, fmt.Errorf("instance %s: %w", info.Name, err)
+}
+
+// openDetached opens the network namespace beside an instance's command. The
+// command may have put something else in its place; only a network namespace of
+// its own user namespace can be joined with that.
+func openDetached(info instance.Info) (*join.Target, error) {
+	f, err := info.OpenNetNS()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return join.OpenPaths(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), fmt.Sprintf("/proc/%d/ns/user", info.ChildPID))
 }
 
 // execFailed maps the error of a command that did not start.

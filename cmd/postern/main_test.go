@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 		engineproc.Name: main,
 		agent.Name:      main,
 		"resolve":       resolveMain,
+		"fetch":         fetchMain,
 	})
 }
 

@@ -13,6 +13,7 @@ type runFlags struct {
 	idMap       string
 	copyUp      []string
 	propagation string
+	detach      bool
 	pid, ipc    bool
 	uts, cgroup bool
 }
@@ -29,7 +30,11 @@ it has ended, nothing that it started is left.
 
 The command sees the interface tap0 with 10.0.2.100 and fd00::100, and its own
 /etc/resolv.conf and /etc/hosts. Loopback, link-local and metadata addresses of
-the host are out of its reach.`,
+the host are out of its reach.
+
+With --detach-netns COMMAND stays in the host's network and sees the host's files;
+the new network is $ROOTLESSKIT_STATE_DIR/netns, for COMMAND to put containers
+into, and postern exec NAME enters it.`,
 		Example: `  postern run -- curl http://example.org/
   postern run --mtu 1500 --cidr6 none -- ping -c1 example.org
   postern run --allow-host-loopback=5432 -- psql -h gateway.postern.internal
@@ -66,6 +71,7 @@ func (f *runFlags) register(cmd *cobra.Command) {
 	fs.StringVar(&f.idMap, "map", "auto", "ids of the user namespace: `MODE` auto (all subordinate ids, else one), subid or single")
 	fs.StringSliceVar(&f.copyUp, "copy-up", nil, "make `DIR` a writable copy of the host's (repeatable)")
 	fs.StringVar(&f.propagation, "propagation", "rprivate", "mount propagation `MODE`: rprivate or rslave")
+	fs.BoolVar(&f.detach, "detach-netns", false, "leave COMMAND in the host's network, the new one at $ROOTLESSKIT_STATE_DIR/netns")
 	fs.BoolVar(&f.pid, "pidns", false, "also make a PID namespace")
 	fs.BoolVar(&f.ipc, "ipcns", false, "also make an IPC namespace")
 	fs.BoolVar(&f.uts, "utsns", false, "also make a UTS namespace")
@@ -76,7 +82,7 @@ func (f *runFlags) register(cmd *cobra.Command) {
 func (f *runFlags) parse(a *app, shared *networkFlags, args []string) (cfg supervisor.RunConfig, err error) {
 	cfg = supervisor.RunConfig{
 		Command: args, Env: a.env, CopyUp: f.copyUp, Propagation: f.propagation,
-		PIDNS: f.pid, IPCNS: f.ipc, UTSNS: f.uts, CgroupNS: f.cgroup,
+		DetachNetNS: f.detach, PIDNS: f.pid, IPCNS: f.ipc, UTSNS: f.uts, CgroupNS: f.cgroup,
 	}
 	if len(args) == 0 {
 		cfg.Command = a.shell()

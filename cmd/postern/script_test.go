@@ -58,6 +58,7 @@ func runScripts(t *testing.T, dir string) {
 			"newns":   cmdNewNS,
 			"retry":   cmdRetry,
 			"empty":   cmdEmpty,
+			"serve":   cmdServe,
 		},
 	})
 }

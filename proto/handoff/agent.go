@@ -1,6 +1,9 @@
 package handoff
 
-import "fmt"
+import (
+	"fmt"
+	"path"
+)
 
 // maxSignal is the last real-time signal number of Linux (signal(7)).
 const maxSignal = 64
@@ -9,8 +12,11 @@ const maxSignal = 64
 // the namespaces. With Terminal, the controlling terminal's descriptor comes
 // with it.
 type AgentSetup struct {
+	// NetNS asks for a network namespace beside the agent's own: the absolute path
+	// of a file that it is bound to. Empty: none.
+	NetNS string `json:"netns,omitempty"`
 	// ResolvConf and Hosts are files of the instance directory that are bound
-	// over /etc/resolv.conf and /etc/hosts.
+	// over /etc/resolv.conf and /etc/hosts; empty leaves those as they are.
 	ResolvConf string `json:"resolv_conf"`
 	Hosts      string `json:"hosts"`
 	// Propagation is "rprivate" or "rslave" (mount_namespaces(7)).
@@ -22,6 +28,10 @@ type AgentSetup struct {
 	// Terminal says that a descriptor of the terminal comes along.
 	Terminal bool `json:"terminal,omitempty"`
 }
+
+// AgentNetNS brings the descriptor of the network namespace that AgentSetup asked
+// for, before the rest is furnished.
+type AgentNetNS struct{}
 
 // AgentReady answers AgentSetup. Notices are lines for the user, one degraded
 // thing each.
@@ -77,6 +87,7 @@ type AgentExited struct {
 type AgentKill struct{}
 
 func (*AgentSetup) kind() string    { return "agent.setup" }
+func (*AgentNetNS) kind() string    { return "agent.netns" }
 func (*AgentReady) kind() string    { return "agent.ready" }
 func (*AgentFailed) kind() string   { return "agent.failed" }
 func (*AgentStart) kind() string    { return "agent.start" }
@@ -87,6 +98,7 @@ func (*AgentContinue) kind() string { return "agent.continue" }
 func (*AgentExited) kind() string   { return "agent.exited" }
 func (*AgentKill) kind() string     { return "agent.kill" }
 
+func (*AgentNetNS) check() error    { return nil }
 func (*AgentReady) check() error    { return nil }
 func (*AgentStart) check() error    { return nil }
 func (*AgentContinue) check() error { return nil }
@@ -95,6 +107,9 @@ func (*AgentKill) check() error     { return nil }
 func (m *AgentSetup) check() error {
 	if m.Propagation != "rprivate" && m.Propagation != "rslave" {
 		return fmt.Errorf("%w: propagation %.32q", ErrMalformed, m.Propagation)
+	}
+	if m.NetNS != "" && !path.IsAbs(m.NetNS) {
+		return fmt.Errorf("%w: path %.32q of a network namespace is not absolute", ErrMalformed, m.NetNS)
 	}
 	return nil
 }

@@ -14,7 +14,8 @@ import (
 // samples holds one filled message of each kind.
 func samples() []Message {
 	return []Message{
-		&AgentSetup{ResolvConf: "/r", Hosts: "/h", Propagation: "rslave", CopyUp: []string{"/etc"}, PIDNS: true, Terminal: true},
+		&AgentSetup{NetNS: "/n", ResolvConf: "/r", Hosts: "/h", Propagation: "rslave", CopyUp: []string{"/etc"}, PIDNS: true, Terminal: true},
+		&AgentNetNS{},
 		&AgentReady{Notices: []string{"one"}},
 		&AgentFailed{Code: 127, Reason: "no such file"},
 		&AgentStart{Foreground: true},
@@ -83,6 +84,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"code 0 failed", `{"v":1,"kind":"agent.failed","body":{"code":0,"reason":""}}`, ErrMalformed},
 		{"pid 0", `{"v":1,"kind":"agent.started","body":{"pid":0}}`, ErrMalformed},
 		{"propagation", `{"v":1,"kind":"agent.setup","body":{"propagation":"rshared"}}`, ErrMalformed},
+		{"relative path", `{"v":1,"kind":"agent.setup","body":{"propagation":"rslave","netns":"n"}}`, ErrMalformed},
 		{"endpoint", `{"v":1,"kind":"engine.config","body":{"endpoint":"x","mtu":1500}}`, ErrMalformed},
 		{"mtu", `{"v":1,"kind":"engine.config","body":{"endpoint":"tap","mtu":67}}`, ErrMalformed},
 		{"too long", strings.Repeat(" ", MaxMessage+1), ErrTooLong},

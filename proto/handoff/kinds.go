@@ -3,6 +3,7 @@ package handoff
 // messages makes an empty message of each kind.
 var messages = []func() Message{
 	func() Message { return new(AgentSetup) },
+	func() Message { return new(AgentNetNS) },
 	func() Message { return new(AgentReady) },
 	func() Message { return new(AgentFailed) },
 	func() Message { return new(AgentStart) },

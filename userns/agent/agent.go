@@ -180,18 +180,42 @@ func (a *agent) setup(m *handoff.AgentSetup, files []*os.File) bool {
 	} else {
 		seam.CloseAll(files)
 	}
+	detached, err := a.detach(m.NetNS)
+	if err != nil {
+		return a.fail(ExitFailed, err)
+	}
 	house, notices, err := furnish.Furnish(furnish.Plan{
+		Detached:    detached,
+		NetNS:       m.NetNS,
 		ResolvConf:  m.ResolvConf,
 		Hosts:       m.Hosts,
 		Propagation: m.Propagation,
 		CopyUp:      m.CopyUp,
 		Proc:        m.PIDNS,
 	})
+	_ = detached.Close() // its mount keeps it; a nil file has nothing to close
 	if err != nil {
 		return a.fail(ExitFailed, err)
 	}
 	a.house = house
 	return a.conn.Send(&handoff.AgentReady{Notices: notices}) == nil
+}
+
+// detach makes the network namespace that is to be bound to path, if any, and hands
+// it to the supervisor at once, which connects it while the rest is furnished.
+func (a *agent) detach(path string) (*os.File, error) {
+	if path == "" {
+		return nil, nil
+	}
+	ns, err := furnish.NetNS()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.conn.Send(&handoff.AgentNetNS{}, ns); err != nil {
+		_ = ns.Close()
+		return nil, fmt.Errorf("hand the network namespace over: %w", err)
+	}
+	return ns, nil
 }
 
 // fail reports an error and returns false, the end of run.

@@ -1,5 +1,6 @@
-// Package spawn creates the namespaces of a new instance: a user, a network and a
-// mount namespace, others on request, with a program as their first inhabitant.
+// Package spawn creates the namespaces of a new instance: a user and a mount
+// namespace, a network namespace unless the host's shall do, others on request,
+// with a program as their first inhabitant.
 //
 // # The order of things
 //

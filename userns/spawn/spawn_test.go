@@ -275,6 +275,22 @@ func TestNamespacesAreNew(t *testing.T) {
 	}
 }
 
+// TestHostNet: the network namespace stays ours, all others do not.
+func TestHostNet(t *testing.T) {
+	if !usertest.AsUser(t) {
+		return
+	}
+	p, w := blocked(t, Config{Maps: mustPlan(t, Single), HostNet: true})
+	defer w.Close()
+	for ns, shared := range map[string]bool{"net": true, "user": false, "mnt": false} {
+		mine, err := os.Readlink("/proc/self/ns/" + ns)
+		theirs, terr := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", p.PID, ns))
+		if err != nil || terr != nil || (mine == theirs) != shared {
+			t.Errorf("%s: ours %s (%v), theirs %s (%v)", ns, mine, err, theirs, terr)
+		}
+	}
+}
+
 // blocked starts an inhabitant that lives until the returned pipe is closed.
 func blocked(t *testing.T, cfg Config) (*Process, *os.File) {
 	t.Helper()

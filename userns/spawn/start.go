@@ -16,8 +16,10 @@ import (
 type Config struct {
 	// Maps is PlanMaps's plan.
 	Maps IDMaps
-	// PID, IPC, UTS and Cgroup ask for these namespaces besides the user, network
-	// and mount namespace that there always are.
+	// HostNet leaves the program in our network namespace; otherwise it has a new one.
+	HostNet bool
+	// PID, IPC, UTS and Cgroup ask for these namespaces besides the user and mount
+	// namespace that there always are.
 	PID, IPC, UTS, Cgroup bool
 	// Path is the program. Empty: our own executable, through /proc/self/exe.
 	Path string
@@ -100,8 +102,9 @@ func abandon(child *rawfork.Child, err error) error {
 
 // flags are clone's for the namespaces asked for.
 func (c Config) flags() uintptr {
-	flags := uintptr(unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS)
+	flags := uintptr(unix.CLONE_NEWUSER | unix.CLONE_NEWNS)
 	for flag, wanted := range map[uintptr]bool{
+		unix.CLONE_NEWNET:    !c.HostNet,
 		unix.CLONE_NEWPID:    c.PID,
 		unix.CLONE_NEWIPC:    c.IPC,
 		unix.CLONE_NEWUTS:    c.UTS,

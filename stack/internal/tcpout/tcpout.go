@@ -143,7 +143,7 @@ func (o *Out) Handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool
 		if plan.Owned(target.Addr()) {
 			return false
 		}
-		o.cfg.Sender.SendError(icmp.AdminProhibited, 0, target.Addr(), initiating.Addr(), quote(pkt))
+		o.report(icmp.AdminProhibited, target.Addr(), initiating.Addr(), quote(pkt))
 		return true
 	}
 	return o.start(id, pkt, flow.Key{Proto: flow.TCP, Initiating: initiating, Target: target}, verdict.Dial)
@@ -232,9 +232,14 @@ func (o *Out) refuse(r *tcp.ForwarderRequest, a *attempt, err error) {
 	if answer.Reset || answer.Silent() {
 		return
 	}
-	target := a.flow.Target.Addr()
-	from := hosterr.Reporter(answer.Kind, target, target, o.cfg.Guard.Plan)
-	o.cfg.Sender.SendError(answer.Kind, 0, from, a.flow.Initiating.Addr(), a.quote)
+	o.report(answer.Kind, a.flow.Target.Addr(), a.flow.Initiating.Addr(), a.quote)
+}
+
+// report sends the ICMP error about a SYN. It comes from the gateway, which is
+// the container's next hop: an error that came from 127.0.0.1 would be dropped.
+func (o *Out) report(kind icmp.Kind, target, initiating netip.Addr, quote []byte) {
+	from := hosterr.Reporter(kind, target, target, o.cfg.Guard.Plan)
+	o.cfg.Sender.SendError(kind, 0, from, initiating, quote)
 }
 
 // relay moves bytes until the flow ends.

@@ -153,6 +153,17 @@ func (d *Dir) Hosts() string      { return d.Path(hostsFile) }
 func (d *Dir) WriteResolvConf(content []byte) error { return d.overwrite(resolvFile, content) }
 func (d *Dir) WriteHosts(content []byte) error      { return d.overwrite(hostsFile, content) }
 
+// MakeNetNS makes the empty file that a detached network namespace is bound to, in
+// the command's mount namespace, and returns its path. Docker and nerdctl take its
+// mere being there for a sign of that mode, so only that mode has it.
+func (d *Dir) MakeNetNS() (string, error) {
+	f, err := d.openFile(netnsFile, unix.O_RDWR|unix.O_CREAT)
+	if err != nil {
+		return "", err
+	}
+	return f.Name(), f.Close()
+}
+
 // Publish writes instance.json and child_pid.
 func (d *Dir) Publish(i Info) error {
 	i.Version = infoVersion

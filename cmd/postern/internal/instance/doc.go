@@ -7,6 +7,8 @@
 //	    api.sock       the control socket
 //	    resolv.conf    bound over the command's /etc/resolv.conf
 //	    hosts          bound over the command's /etc/hosts
+//	    netns          only with a detached network namespace, which it is in the
+//	                   command's mount namespace; an empty file elsewhere
 //
 // The lock tells the living from the stale: the kernel drops it however the
 // owner ends. A directory whose lock is free is taken over after its known files
@@ -33,6 +35,7 @@ const (
 	socketFile = "api.sock"
 	resolvFile = "resolv.conf"
 	hostsFile  = "hosts"
+	netnsFile  = "netns"
 )
 
 // MaxSocketPath is the longest path that a unix socket can be bound to:

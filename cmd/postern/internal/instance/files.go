@@ -18,7 +18,7 @@ func kind(name string) uint32 {
 
 // known lists what an instance leaves in its directory, apart from the lock.
 // The .new names are halves of a replacement that was interrupted.
-var known = []string{infoFile, infoFile + ".new", pidFile, pidFile + ".new", socketFile, resolvFile, hostsFile}
+var known = []string{infoFile, infoFile + ".new", pidFile, pidFile + ".new", socketFile, resolvFile, hostsFile, netnsFile}
 
 // openFile opens one of the directory's files, which must be a regular file of
 // ours. O_NONBLOCK keeps a planted FIFO from holding us up.

@@ -28,6 +28,9 @@ type Info struct {
 	// ChildStart is its start time in clock ticks since boot (proc_pid_stat(5),
 	// field 22): with it, a reused pid is recognised.
 	ChildStart uint64 `json:"child_start,omitempty"`
+	// NetNS is the path that a detached network namespace has in the mount
+	// namespace of the container's process; "" when the process lives in it.
+	NetNS string `json:"netns,omitempty"`
 	// Endpoint is "tap" or "packet".
 	Endpoint string `json:"endpoint"`
 	// Addresses are the container's.

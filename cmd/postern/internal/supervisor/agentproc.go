@@ -28,12 +28,13 @@ type agentProc struct {
 // agentEvent is a message of the agent or, with a nil message, its end.
 type agentEvent struct {
 	message handoff.Message
+	files   []*os.File // that came with it, the taker's to close
 	status  unix.WaitStatus
 	err     error // of waiting
 }
 
 // startAgent makes the namespaces with an agent in them.
-func startAgent(ctx context.Context, cfg *RunConfig) (*agentProc, error) {
+func startAgent(ctx context.Context, cfg *RunConfig, stateDir string) (*agentProc, error) {
 	maps, err := spawn.PlanMaps(ctx, cfg.Map)
 	if err != nil {
 		return nil, err
@@ -49,12 +50,13 @@ func startAgent(ctx context.Context, cfg *RunConfig) (*agentProc, error) {
 	}
 	process, err := spawn.Start(ctx, spawn.Config{
 		Maps:      maps,
+		HostNet:   cfg.DetachNetNS,
 		PID:       cfg.PIDNS,
 		IPC:       cfg.IPCNS,
 		UTS:       cfg.UTSNS,
 		Cgroup:    cfg.CgroupNS,
 		Argv:      append([]string{agent.Name}, cfg.Command...),
-		Env:       cfg.Env,
+		Env:       environment(cfg.Env, stateDir, os.Geteuid(), os.Getegid()),
 		Files:     []*os.File{cfg.Stdin, cfg.Stdout, cfg.Stderr, theirs},
 		Pdeathsig: unix.SIGKILL,
 	})
@@ -79,8 +81,7 @@ func (a *agentProc) receive() {
 		if err != nil {
 			break
 		}
-		seam.CloseAll(files)
-		a.emit(agentEvent{message: m})
+		a.emit(agentEvent{message: m, files: files})
 	}
 	status, err := a.process.Wait()
 	a.emit(agentEvent{status: status, err: err})
@@ -90,6 +91,7 @@ func (a *agentProc) emit(ev agentEvent) {
 	select {
 	case a.events <- ev:
 	case <-a.stopped:
+		seam.CloseAll(ev.files)
 	}
 }
 

@@ -3,20 +3,12 @@ package supervisor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
-	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/userns/join"
 )
-
-// pathEvery is how often a namespace's path is looked at. An unmounted bind mount
-// gives no event, so looking is the only way; with it an engine is gone well
-// within half a second of its namespace.
-const pathEvery = 200 * time.Millisecond
 
 // Attach serves existing namespaces until their process ends, their path no
 // longer leads to them, or a signal asks it to end. It must be called on the main
@@ -62,12 +54,8 @@ func (s *session) join(cfg *AttachConfig, target *join.Target) (end func(), err 
 		s.describe([]string{"attach", strconv.Itoa(cfg.PID)})
 		_ = s.info.SetChild(cfg.PID) // it may have ended, which the pidfd tells
 	}
-	notice, err := s.net.connect(target)
-	if err != nil {
+	if err := s.connect(target); err != nil {
 		return end, err
-	}
-	if notice != "" {
-		notify(cfg.Stderr, notice)
 	}
 	if s.gone, end, err = awaitEnd(cfg, target); err != nil {
 		return func() {}, err
@@ -84,51 +72,9 @@ func awaitEnd(cfg *AttachConfig, target *join.Target) (gone <-chan struct{}, end
 		}
 		return w.C(), w.close, nil
 	}
-	w, err := watchPath(cfg.NetNS)
+	w, err := watchPath(cfg.NetNS, pathEvery)
 	if err != nil {
 		return nil, nil, err
 	}
 	return w.gone, w.close, nil
-}
-
-// pathWatch waits until a path no longer leads to the file that it led to.
-type pathWatch struct {
-	path string
-	was  unix.Stat_t
-	gone chan struct{}
-	stop chan struct{}
-	done sync.WaitGroup
-}
-
-func watchPath(path string) (*pathWatch, error) {
-	w := &pathWatch{path: path, gone: make(chan struct{}), stop: make(chan struct{})}
-	if err := unix.Stat(path, &w.was); err != nil {
-		return nil, fmt.Errorf("watch %s: %w", path, err)
-	}
-	w.done.Add(1)
-	go w.run()
-	return w, nil
-}
-
-func (w *pathWatch) run() {
-	defer w.done.Done()
-	t := time.NewTicker(pathEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-w.stop:
-			return
-		case <-t.C:
-		}
-		var now unix.Stat_t
-		if unix.Stat(w.path, &now) != nil || now.Dev != w.was.Dev || now.Ino != w.was.Ino {
-			close(w.gone)
-			return
-		}
-	}
-}
-
-func (w *pathWatch) close() {
-	close(w.stop)
-	w.done.Wait()
 }

@@ -19,6 +19,10 @@
 //	      ◀─────────────────────────────────────── ready
 //	start ───────────────────────────────────────▶ command
 //
+// With DetachNetNS the network namespace is not the agent's: the agent makes one
+// beside its own, the host's, and sends it before it furnishes; the endpoint is
+// fetched when it has come.
+//
 // After that one goroutine, locked to the main thread, waits for events in a
 // select and acts on them; other goroutines only turn blocking calls into events
 // or serve the control socket from guarded fields. The main thread matters twice:
@@ -111,6 +115,10 @@ type RunConfig struct {
 	// CopyUp and Propagation furnish the mount namespace.
 	CopyUp      []string
 	Propagation string
+	// DetachNetNS leaves the command in the host's network namespace; the
+	// instance's is bound to the file netns of its directory, for the command to
+	// enter. The command's resolv.conf and hosts are the host's then.
+	DetachNetNS bool
 	// The namespaces to make besides user, network and mount.
 	PIDNS, IPCNS, UTSNS, CgroupNS bool
 }

@@ -83,6 +83,9 @@ func (n *network) configure() error {
 	n.public.kind = n.endpoint.kind
 	e := n.public.engine
 	n.mu.Unlock()
+	if e == nil {
+		return nil // it died early; its successor is configured when it is due
+	}
 	c := n.cfg
 	err := e.conn.Send(&handoff.EngineConfig{
 		Endpoint:          n.endpoint.kind,

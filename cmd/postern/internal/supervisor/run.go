@@ -48,43 +48,50 @@ func (s *session) enter(ctx context.Context, cfg *RunConfig) error {
 	s.jobs.terminal = term.Open()
 	s.jobs.interactive = term.Is(int(cfg.Stdin.Fd())) && term.Is(int(cfg.Stdout.Fd()))
 	var err error
-	if s.agent, err = startAgent(ctx, cfg); err != nil {
+	if s.agent, err = startAgent(ctx, cfg, s.dir.Path("")); err != nil {
 		return err
 	}
 	s.jobs.agent = s.agent
 	if line := s.agent.process.Maps.Notice; line != "" {
 		notify(cfg.Stderr, line)
 	}
-	s.sendSetup(cfg)
+	if err := s.sendSetup(cfg); err != nil {
+		return err
+	}
 	s.describeRun(cfg)
-	target, err := join.OpenPID(s.agent.process.PID)
-	if err != nil {
-		return err
-	}
-	notice, err := s.net.connect(target)
-	if err != nil {
-		return err
-	}
-	if notice != "" {
-		notify(cfg.Stderr, notice)
+	if !cfg.DetachNetNS { // else the agent sends what to connect, see detached
+		target, err := join.OpenPID(s.agent.process.PID)
+		if err != nil {
+			return err
+		}
+		if err := s.connect(target); err != nil {
+			return err
+		}
 	}
 	return s.watch()
 }
 
-func (s *session) sendSetup(cfg *RunConfig) {
+func (s *session) sendSetup(cfg *RunConfig) (err error) {
 	setup := &handoff.AgentSetup{
-		ResolvConf:  s.dir.ResolvConf(),
-		Hosts:       s.dir.Hosts(),
 		Propagation: cfg.Propagation,
 		CopyUp:      cfg.CopyUp,
 		PIDNS:       cfg.PIDNS,
 	}
+	if cfg.DetachNetNS {
+		if setup.NetNS, err = s.dir.MakeNetNS(); err != nil {
+			return err
+		}
+		s.info.NetNS = setup.NetNS
+	} else {
+		setup.ResolvConf, setup.Hosts = s.dir.ResolvConf(), s.dir.Hosts()
+	}
 	if tty := s.jobs.terminal.File(); tty != nil {
 		setup.Terminal = true
 		s.agent.send(setup, tty)
-		return
+		return nil
 	}
 	s.agent.send(setup)
+	return nil
 }
 
 // describeRun fills in what the world may know.

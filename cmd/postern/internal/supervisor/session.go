@@ -17,6 +17,7 @@ import (
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/userns/agent/reap"
 	"github.com/postern-net/postern/userns/agent/term"
+	"github.com/postern-net/postern/userns/seam"
 )
 
 // killWithin is how long the end of the container's last processes is waited for;
@@ -210,7 +211,10 @@ func (s *session) announce() error {
 
 // agentEvent acts on what the agent reports.
 func (s *session) agentEvent(ev agentEvent) error {
+	defer seam.CloseAll(ev.files)
 	switch m := ev.message.(type) {
+	case *handoff.AgentNetNS:
+		return s.detached(ev.files)
 	case *handoff.AgentReady:
 		for _, line := range m.Notices {
 			s.log.Info(line)

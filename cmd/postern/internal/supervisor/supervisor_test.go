@@ -1,6 +1,8 @@
 package supervisor
 
 import (
+	"errors"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,7 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/proto/dns"
+	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/stack/netplan"
+	"github.com/postern-net/postern/userns/join"
 )
 
 func TestDeaths(t *testing.T) {
@@ -159,34 +163,40 @@ func TestWaitFD(t *testing.T) {
 	(*fdWait)(nil).close()
 }
 
-func TestPathWatch(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "ns")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
+// TestConfigureWithoutEngine: an engine that dies before there is an endpoint is
+// no failure; the next one is configured when it is due.
+func TestConfigureWithoutEngine(t *testing.T) {
+	n := newNetwork(&Config{}, slog.New(slog.DiscardHandler))
+	n.endpoint = endpoint{kind: handoff.TAP}
+	if err := n.configure(); err != nil || n.state().kind != handoff.TAP {
+		t.Errorf("configure = %v, kind %q", err, n.state().kind)
 	}
-	w, err := watchPath(path)
+}
+
+// TestOnlyFirstNetNS: a network namespace that comes when there is one already, as
+// from an agent that the command has taken over, changes nothing.
+func TestOnlyFirstNetNS(t *testing.T) {
+	target, err := join.OpenPID(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.close()
-	select {
-	case <-w.gone:
-		t.Fatal("gone while it is there")
-	case <-time.After(2 * pathEvery):
-	}
-	if err := os.WriteFile(path+"2", nil, 0o600); err != nil {
+	defer target.Close()
+	n := newNetwork(&Config{}, slog.New(slog.DiscardHandler))
+	n.target = target
+	f, err := os.Open("/proc/self/ns/net")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(path+"2", path); err != nil {
-		t.Fatal(err)
+	s := &session{net: n}
+	if err := s.agentEvent(agentEvent{message: &handoff.AgentNetNS{}, files: []*os.File{f}}); err != nil || n.target != target {
+		t.Errorf("a second network namespace was taken: %v", err)
 	}
-	select {
-	case <-w.gone:
-	case <-time.After(10 * time.Second):
-		t.Fatal("another file of the same name was taken for the namespace")
+	if err := f.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("its descriptor stays open (%v)", err)
 	}
-	if _, err := watchPath(path + "3"); err == nil {
-		t.Error("a path that is not there is watched")
+	n.target = nil
+	if err := s.agentEvent(agentEvent{message: &handoff.AgentNetNS{}}); err == nil {
+		t.Error("a message without a descriptor was taken")
 	}
 }
 

@@ -10,6 +10,10 @@
 // unlink, as network managers do), the kernel detaches mounts on it in every
 // other mount namespace, and the command would see the host's file. A watcher
 // therefore follows /proc/self/mountinfo and covers the file again.
+//
+// Where the network namespace is detached, the command lives in the host's and
+// sees the host's: /sys, /etc/resolv.conf, /etc/hosts and the sysctls stay as they
+// are, and the new namespace is a file (netns.go).
 package furnish
 
 import (
@@ -23,8 +27,13 @@ import (
 
 // Plan says what to arrange.
 type Plan struct {
+	// Detached is a network namespace beside the process's own, which is the
+	// host's then; it is bound to the file NetNS. Nil: there is none. It stays the
+	// caller's.
+	Detached *os.File
+	NetNS    string
 	// ResolvConf and Hosts are the files that cover /etc/resolv.conf and
-	// /etc/hosts.
+	// /etc/hosts; empty: no cover.
 	ResolvConf, Hosts string
 	// Propagation is "rprivate" or "rslave"; empty means the former.
 	Propagation string
@@ -61,29 +70,53 @@ func Furnish(p Plan) (h House, notices []string, err error) {
 			return House{}, nil, err
 		}
 	}
-	home := ""
-	if p.ResolvConf != "" {
-		home = filepath.Dir(p.ResolvConf)
-	}
-	if err := mountSys(home); err != nil {
-		notices = append(notices, err.Error())
-	}
-	openPing()
-	for _, dir := range p.CopyUp {
-		if err := copyUp(dir, home); err != nil {
-			return House{}, notices, err
+	home := p.home()
+	if p.Detached == nil {
+		if err := mountSys(home); err != nil {
+			notices = append(notices, err.Error())
 		}
+		openPing()
+	}
+	if err := p.arrange(home); err != nil {
+		return House{}, notices, err
 	}
 	for _, c := range covers {
 		if err := c.put(); err != nil {
 			return House{}, notices, err
 		}
 	}
+	if len(covers) == 0 {
+		return House{}, notices, nil
+	}
 	watch, err := watchCovers(covers)
 	if err != nil {
 		return House{}, notices, err
 	}
 	return House{watch: watch}, notices, nil
+}
+
+// arrange makes the copies, then binds the detached network namespace, whose path
+// may lead through one.
+func (p Plan) arrange(home string) error {
+	for _, dir := range p.CopyUp {
+		if err := copyUp(dir, home); err != nil {
+			return err
+		}
+	}
+	if p.Detached == nil {
+		return nil
+	}
+	return bindNetNS(p.Detached, p.NetNS)
+}
+
+// home is the instance's directory, empty if the plan names no file in it.
+func (p Plan) home() string {
+	for _, file := range []string{p.ResolvConf, p.NetNS} {
+		if file != "" {
+			return filepath.Dir(file)
+		}
+	}
+	return ""
 }
 
 // cutPropagation keeps our mounts from the host's mount namespace. The kernel

@@ -15,10 +15,17 @@ import (
 var stages = []string{"/tmp", "/mnt", "/var", "/home", "/dev/shm"}
 
 // stage binds dir recursively at a directory that has nothing to do with it:
-// at home if possible, the instance's directory, where nobody else looks.
+// at home if possible, the instance's directory, where nobody else looks. Paths
+// are compared by where they lead now: copies made before turned parts of them
+// into links.
 func stage(dir, home string) (at string, err error) {
+	err = unix.ENOENT
+	from := resolved(dir)
 	for _, s := range append([]string{home}, stages...) {
-		if s == "" || within(dir, s) || within(s, dir) {
+		if s == "" {
+			continue
+		}
+		if s = resolved(s); within(from, s) || within(s, from) {
 			continue
 		}
 		if err = unix.Mount(dir, s, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
@@ -26,6 +33,14 @@ func stage(dir, home string) (at string, err error) {
 		}
 	}
 	return "", fmt.Errorf("keep %s aside: %w", dir, err)
+}
+
+// resolved is the path without symbolic links; one that leads nowhere stays as it is.
+func resolved(path string) string {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		return target
+	}
+	return path
 }
 
 // unstage moves what stage put aside to its place.

@@ -1,0 +1,40 @@
+package supervisor
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/postern-net/postern/userns/join"
+)
+
+// detached connects the network namespace that the agent has made beside its own
+// and sent. Only the first one counts: it comes before the command runs, when
+// nobody but the agent lives in the user namespace. It has to belong to that user
+// namespace, or joining it fails.
+func (s *session) detached(files []*os.File) error {
+	if s.net.target != nil {
+		return nil
+	}
+	if len(files) != 1 {
+		return fmt.Errorf("take the network namespace over: %d descriptors came, want 1", len(files))
+	}
+	target, err := join.OpenPaths(
+		fmt.Sprintf("/proc/self/fd/%d", files[0].Fd()),
+		fmt.Sprintf("/proc/%d/ns/user", s.agent.process.PID))
+	if err != nil {
+		return fmt.Errorf("take the network namespace over: %w", err)
+	}
+	return s.connect(target)
+}
+
+// connect connects the network and passes on what the user should know.
+func (s *session) connect(target *join.Target) error {
+	notice, err := s.net.connect(target)
+	if err != nil {
+		return err
+	}
+	if notice != "" {
+		notify(s.cfg.Stderr, notice)
+	}
+	return nil
+}

@@ -1,0 +1,29 @@
+package supervisor
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/postern-net/postern/cmd/postern/internal/instance"
+)
+
+// environment is the command's: the user's, and before it what tells programs of
+// their instance. The names of RootlessKit are those that rootlessctl, Docker and
+// BuildKit look for. Values of an outer instance give way.
+func environment(user []string, stateDir string, euid, egid int) []string {
+	own := []string{
+		instance.StateVariable + "=" + stateDir,
+		"ROOTLESSKIT_STATE_DIR=" + stateDir,
+		"ROOTLESSKIT_PARENT_EUID=" + strconv.Itoa(euid),
+		"ROOTLESSKIT_PARENT_EGID=" + strconv.Itoa(egid),
+	}
+	env := slices.Clone(own)
+	for _, entry := range user {
+		name, _, _ := strings.Cut(entry, "=")
+		if !slices.ContainsFunc(own, func(o string) bool { return strings.HasPrefix(o, name+"=") }) {
+			env = append(env, entry)
+		}
+	}
+	return env
+}
