@@ -53,16 +53,14 @@ func (r *hostReader) tryPoll(fd uintptr) bool {
 	if r.bulk {
 		// SIOCINQ is FIONREAD (tcp(7)). It never counts the end of stream or
 		// an error, which only a read shows.
-		r.n, r.err = unix.IoctlGetInt(int(fd), unix.SIOCINQ)
-		if r.bulk = r.err == nil && r.n >= messageLen; r.bulk {
+		if r.n = inQueue(fd); r.n >= messageLen {
+			r.err = nil
 			return true
 		}
+		r.bulk = false
 	}
 	msg := messages.Get().(*[messageLen]byte)
-	n, err := unix.Read(int(fd), msg[:])
-	for err == unix.EINTR {
-		n, err = unix.Read(int(fd), msg[:])
-	}
+	n, err := read(fd, msg[:])
 	if n > 0 {
 		r.n, r.err, r.msg, r.at, r.bulk = n, nil, msg, 0, n == messageLen
 		return true
@@ -71,7 +69,7 @@ func (r *hostReader) tryPoll(fd uintptr) bool {
 	switch {
 	case err == unix.EAGAIN:
 		return false
-	case err != nil:
+	case err != 0:
 		r.err = err
 	default:
 		r.err = io.EOF
@@ -119,12 +117,11 @@ func (r *hostReader) release() {
 
 func (r *hostReader) tryTake(fd uintptr) bool {
 	for len(r.buf) > 0 {
-		n, err := unix.Read(int(fd), r.buf)
+		n, err := read(fd, r.buf)
 		switch {
-		case err == unix.EINTR:
 		case err == unix.EAGAIN:
 			return false
-		case err != nil:
+		case err != 0:
 			r.err = err
 			return true
 		case n == 0:
@@ -135,6 +132,28 @@ func (r *hostReader) tryTake(fd uintptr) bool {
 		}
 	}
 	return true
+}
+
+// read is read(2) for a non-blocking socket, again after EINTR. It does not tell
+// the scheduler, like all system calls on the data path: they are over before
+// another thread could make use of it, and its monitor would watch us all the
+// time, at a tenth of a processor.
+func read(fd uintptr, b []byte) (int, syscall.Errno) {
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		if errno != unix.EINTR {
+			return int(n), errno
+		}
+	}
+}
+
+// inQueue returns how many bytes a socket holds, 0 also when it cannot tell.
+func inQueue(fd uintptr) int {
+	var n int32
+	if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, fd, unix.SIOCINQ, uintptr(unsafe.Pointer(&n))); errno != 0 {
+		return 0
+	}
+	return int(n)
 }
 
 // hostWriter writes to a non-blocking socket. It has one user.
@@ -171,7 +190,7 @@ func (w *hostWriter) write(bufs [][]byte) (int, error) {
 
 func (w *hostWriter) tryWrite(fd uintptr) bool {
 	for {
-		n, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(len(w.iov)))
+		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(len(w.iov)))
 		switch errno {
 		case unix.EINTR:
 		case unix.EAGAIN:

@@ -167,7 +167,7 @@ func (d *Device) gone() bool {
 func (d *Device) tryRead(fd uintptr) bool {
 	r := &d.read
 	for {
-		n, _, errno := unix.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov[0])), uintptr(len(r.iov)))
+		n, _, errno := unix.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov[0])), uintptr(len(r.iov)))
 		switch errno {
 		case unix.EINTR:
 			continue
@@ -213,7 +213,7 @@ func (d *Device) tryWrite(iov []unix.Iovec) (done bool, err error) {
 	if d.closed {
 		return true, os.ErrClosed
 	}
-	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
 	switch errno {
 	case 0:
 		return true, nil
