@@ -21,8 +21,10 @@ import (
 const nic tcpip.NICID = 1
 
 // silence keeps gVisor's own log, which goes to stderr, away from the user. What
-// it says is about gVisor's shutdown; what matters is counted.
-var silence = sync.OnceFunc(func() { log.SetTarget(nobody{}) })
+// it says is about gVisor's shutdown and about odd packets; what matters is
+// counted. The logger is changed in place, because gVisor's rate-limited loggers
+// have kept it since their packages were initialised.
+var silence = sync.OnceFunc(func() { log.Log().Emitter = nobody{} })
 
 type nobody struct{}
 

@@ -73,6 +73,9 @@ func TCP(stream Stream, host *net.TCPConn, counts Counts) {
 		stream.Abort()
 		return
 	}
+	// Until all that the container sent is with the kernel, whatever ends this
+	// process ends the flow with RST: an end of stream would pass for the whole.
+	_ = host.SetLinger(0)
 	// A loop that waits for the host socket does not look at the stream.
 	stream.OnReset(func() { _ = host.SetDeadline(past) })
 	var inward sync.WaitGroup
@@ -93,7 +96,8 @@ func TCP(stream Stream, host *net.TCPConn, counts Counts) {
 		reset(stream, host)
 	} else {
 		outwardEnded.Store(true)
-		_ = host.CloseWrite() // an error means that the inward loop sees a reset
+		_ = host.SetLinger(-1) // the kernel delivers the rest, also without us
+		_ = host.CloseWrite()  // an error means that the inward loop sees a reset
 	}
 	inward.Wait()
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,7 @@ type Device struct {
 type readState struct {
 	fn    func(fd uintptr) bool
 	idle  func()
+	down  bool // the link is, and no frame has come since
 	iov   []unix.Iovec
 	n     int
 	errno syscall.Errno
@@ -131,21 +133,41 @@ func (d *Device) Readv(hdr []byte, bufs ...[]byte) (int, error) {
 			if d.isClosed() { // the poller's error for it is not exported
 				return 0, os.ErrClosed
 			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				if d.gone() {
+					return 0, fmt.Errorf("read from the %s device: %w", d.kind, unix.ENODEV)
+				}
+				d.lookAgain()
+				continue
+			}
 			return 0, fmt.Errorf("wait for a frame on the %s device: %w", d.kind, err)
 		}
 		switch {
 		case r.errno == 0 && r.n >= d.headerLen():
+			if r.down {
+				r.down = false
+				_ = d.file.SetReadDeadline(time.Time{}) // it is up again
+			}
 			return r.n - d.headerLen(), nil
 		case r.errno == 0:
 			// Nothing shorter than the header leaves a kernel.
 			return 0, nil
 		case d.kind == Packet && r.errno == unix.ENETDOWN && !d.gone():
-			// Told once when the link goes down (packet(7)); it may come up again.
+			// Told once when the link goes down (packet(7)); it may come up again,
+			// or be deleted a moment later, which is not told.
+			r.down = true
+			d.lookAgain()
 		default:
 			return 0, fmt.Errorf("read from the %s device: %w", d.kind, r.errno)
 		}
 	}
 }
+
+// downPoll is how often the reader looks whether a link that is down is gone.
+const downPoll = 100 * time.Millisecond
+
+// lookAgain ends the reader's next wait after downPoll.
+func (d *Device) lookAgain() { _ = d.file.SetReadDeadline(time.Now().Add(downPoll)) }
 
 // gone reports whether the interface of a packet socket was deleted: the socket
 // stays, bound to no interface (packet(7)), and would never say anything again.

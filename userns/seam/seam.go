@@ -67,7 +67,11 @@ func (c *Conn) Send(m handoff.Message, files ...*os.File) error {
 func (c *Conn) Recv() (handoff.Message, []*os.File, error) {
 	n, files, err := c.conn.Recv(c.buf)
 	if errors.Is(err, unix.ECONNRESET) {
-		// The peer died with messages unread.
+		// The peer ended with messages unread, of which the kernel tells before it
+		// hands out what the peer had sent, and only once.
+		n, files, err = c.conn.Recv(c.buf)
+	}
+	if errors.Is(err, unix.ECONNRESET) {
 		return nil, nil, io.EOF
 	}
 	if err != nil {

@@ -129,6 +129,9 @@ func planFull(f facts) (IDMaps, error) {
 	return m, nil
 }
 
+// subordinateIDs is how many a user gets by custom (login.defs(5), SUB_UID_COUNT).
+const subordinateIDs = 65536
+
 // missingRanges names the file that has nothing for the user, and the remedy.
 func missingRanges(f facts) error {
 	for _, side := range []struct {
@@ -137,8 +140,9 @@ func missingRanges(f facts) error {
 		ranges []subid.Range
 	}{{"/etc/subuid", "--add-subuids", f.ranges.UID}, {"/etc/subgid", "--add-subgids", f.ranges.GID}} {
 		if len(side.ranges) == 0 {
-			return fmt.Errorf("no subordinate ids for %s in %s: ask for \"usermod %s 100000-165535 %s\"",
-				f.user, side.file, side.option, f.user)
+			first := uint64(f.ranges.Free)
+			return fmt.Errorf("no subordinate ids for %s in %s: ask for \"usermod %s %d-%d %s\"",
+				f.user, side.file, side.option, first, first+subordinateIDs-1, f.user)
 		}
 	}
 	return nil

@@ -20,7 +20,7 @@ const maxRanges = 339
 
 // read takes both files. A file that does not exist has no ranges.
 func (s Source) read(username string, uid uint32) (Ranges, error) {
-	var r Ranges
+	r := Ranges{Free: firstID}
 	for _, f := range []struct {
 		path string
 		into *[]Range
@@ -31,6 +31,7 @@ func (s Source) read(username string, uid uint32) (Ranges, error) {
 		}
 		ranges, notes := Parse(text, username, uid)
 		*f.into = ranges
+		r.Free = max(r.Free, above(text))
 		for _, n := range notes {
 			r.Notes = append(r.Notes, f.path+" "+n)
 		}
@@ -74,6 +75,22 @@ func Parse(text []byte, username string, uid uint32) (ranges []Range, notes []st
 		ranges = append(ranges, r)
 	}
 	return ranges, notes
+}
+
+// firstID is where subordinate ids begin (login.defs(5), SUB_UID_MIN).
+const firstID = 100000
+
+// above returns the lowest id above every range in a file, whoever owns it.
+func above(text []byte) uint32 {
+	var end uint32
+	for row := range bytes.Lines(text) {
+		if _, rest, ok := strings.Cut(strings.TrimSpace(string(row)), ":"); ok {
+			if r, err := parseRange(rest); err == nil {
+				end = max(end, r.Start+r.Count)
+			}
+		}
+	}
+	return end
 }
 
 // parseRange reads "start:count". Ids are unsigned 32-bit numbers of which the

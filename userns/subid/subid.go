@@ -27,6 +27,9 @@ type Ranges struct {
 	GID []Range
 	// Notes says which lines were skipped and why, one sentence each.
 	Notes []string
+	// Free is the lowest id, of both kinds, above every range of every user in the
+	// files: where an administrator can add one that overlaps no other.
+	Free uint32
 }
 
 // Source says where to look. The zero Source means the machine's real places.
@@ -55,6 +58,7 @@ func Lookup(ctx context.Context, src Source, username string, uid uint32) (Range
 		return r, err
 	}
 	asked.Notes = append(r.Notes, asked.Notes...)
+	asked.Free = r.Free
 	if len(asked.UID) == 0 {
 		asked.UID = r.UID
 	}

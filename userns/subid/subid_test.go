@@ -168,3 +168,27 @@ func TestSkippedLinesAreNoted(t *testing.T) {
 		t.Errorf("notes %q, %v", got.Notes, err)
 	}
 }
+
+// A remedy that is followed must not give two users the same ids.
+func TestFreeIsAboveEveryRange(t *testing.T) {
+	for _, tc := range []struct {
+		name, subuid, subgid string
+		want                 uint32
+	}{
+		{"no files", "-", "-", 100000},
+		{"others in both", "alice:100000:65536\nbob:165536:65536\n", "alice:300000:65536\n", 365536},
+		{"below the first id", "alice:500:100\n", "-", 100000},
+		{"nonsense and comments", "# x\nalice:1\nbob:-1:5\n", "bob:200000:65536\n", 265536},
+	} {
+		files := map[string]string{"subuid": tc.subuid, "subgid": tc.subgid}
+		for name, text := range files {
+			if text == "-" {
+				delete(files, name)
+			}
+		}
+		got, err := Lookup(context.Background(), place(t, files), "carol", 1000)
+		if err != nil || got.Free != tc.want {
+			t.Errorf("%s: free from %d, %v; want %d", tc.name, got.Free, err, tc.want)
+		}
+	}
+}

@@ -124,7 +124,18 @@ func (o *Out) Close() {
 // netstack shall answer with RST.
 func (o *Out) Handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	segment := header.TCP(pkt.TransportHeader().Slice())
-	if len(segment) < header.TCPMinimumSize || segment.Flags()&(header.TCPFlagSyn|header.TCPFlagAck) != header.TCPFlagSyn {
+	if len(segment) < header.TCPMinimumSize {
+		return false
+	}
+	if segment.Flags()&(header.TCPFlagSyn|header.TCPFlagRst) == header.TCPFlagRst {
+		// The container gave up before its SYN was answered. netstack has no
+		// endpoint for it yet; without this the answer would wait for minutes.
+		if a := o.attempt(id); a != nil {
+			a.cancel()
+		}
+		return true // a RST is never answered
+	}
+	if segment.Flags()&(header.TCPFlagSyn|header.TCPFlagAck) != header.TCPFlagSyn {
 		return false
 	}
 	if segment.Flags()&(header.TCPFlagFin|header.TCPFlagRst) != 0 {
