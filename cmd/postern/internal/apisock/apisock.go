@@ -24,10 +24,9 @@ import (
 	"os"
 	"sync"
 	"time"
-)
 
-// APIVersion is the version of RootlessKit's API that we speak.
-const APIVersion = "1.1.1"
+	"github.com/rootless-containers/rootlesskit/v3/pkg/api"
+)
 
 // Bounds of what clients may take up.
 const (
@@ -38,23 +37,6 @@ const (
 	answerTimeout = 5 * time.Second
 	snapTimeout   = 2 * time.Second // for the engine's answer
 )
-
-// Info is GET /v1/info.
-type Info struct {
-	APIVersion    string         `json:"apiVersion"`
-	Version       string         `json:"version"`
-	StateDir      string         `json:"stateDir"`
-	ChildPID      int            `json:"childPID"`
-	NetworkDriver *NetworkDriver `json:"networkDriver,omitempty"`
-}
-
-// NetworkDriver is a part of Info.
-type NetworkDriver struct {
-	Driver         string       `json:"driver"`
-	DNS            []netip.Addr `json:"dns,omitempty"`
-	ChildIP        netip.Addr   `json:"childIP"`
-	DynamicChildIP bool         `json:"dynamicChildIP,omitempty"`
-}
 
 // Status is GET /v1/postern/status.
 type Status struct {
@@ -83,7 +65,8 @@ type Flows struct {
 
 // Source knows the answers. Its methods are called from several goroutines.
 type Source interface {
-	Info(context.Context) (Info, error)
+	// Info is GET /v1/info, RootlessKit's own type.
+	Info(context.Context) (api.Info, error)
 	Status(context.Context) (Status, error)
 }
 

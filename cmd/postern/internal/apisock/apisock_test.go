@@ -8,22 +8,23 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rootless-containers/rootlesskit/v3/pkg/api"
 )
 
 // fakeSource answers with what the test put in.
 type fakeSource struct {
-	info   Info
+	info   api.Info
 	status Status
 	err    error
 }
 
-func (f *fakeSource) Info(context.Context) (Info, error)     { return f.info, f.err }
+func (f *fakeSource) Info(context.Context) (api.Info, error) { return f.info, f.err }
 func (f *fakeSource) Status(context.Context) (Status, error) { return f.status, f.err }
 
 func listen(t *testing.T, src Source) (path string) {
@@ -65,16 +66,16 @@ func get(t *testing.T, c *http.Client, url string) (code int, body string) {
 	return r.StatusCode, string(b)
 }
 
-// TestInfoShape is the wire format that Docker and nerdctl read (RootlessKit 1.1.1).
+// TestInfoShape is the wire format that Docker and nerdctl read (RootlessKit's API 1.1.3).
 func TestInfoShape(t *testing.T) {
-	path := listen(t, &fakeSource{info: Info{
-		APIVersion: APIVersion, Version: "1.0.0", StateDir: "/run/user/1000/postern/one", ChildPID: 10042,
-		NetworkDriver: &NetworkDriver{Driver: "postern", DNS: []netip.Addr{netip.MustParseAddr("10.0.2.3")},
-			ChildIP: netip.MustParseAddr("10.0.2.100")},
+	path := listen(t, &fakeSource{info: api.Info{
+		APIVersion: api.Version, Version: "1.0.0", StateDir: "/run/user/1000/postern/one", ChildPID: 10042,
+		NetworkDriver: &api.NetworkDriverInfo{Driver: "postern", DNS: []net.IP{net.IPv4(10, 0, 2, 3)},
+			ChildIP: net.IPv4(10, 0, 2, 100), IPv6: true},
 	}})
 	code, body := get(t, client(path), "http://rootlesskit/v1/info")
-	want := `{"apiVersion":"1.1.1","version":"1.0.0","stateDir":"/run/user/1000/postern/one","childPID":10042,` +
-		`"networkDriver":{"driver":"postern","dns":["10.0.2.3"],"childIP":"10.0.2.100"}}` + "\n"
+	want := `{"apiVersion":"1.1.3","version":"1.0.0","stateDir":"/run/user/1000/postern/one","childPID":10042,` +
+		`"networkDriver":{"driver":"postern","dns":["10.0.2.3"],"childIP":"10.0.2.100","ipv6":true}}` + "\n"
 	if code != http.StatusOK || body != want {
 		t.Errorf("GET /v1/info = %d %s, want %s", code, body, want)
 	}

@@ -2,9 +2,10 @@ package supervisor
 
 import (
 	"context"
-	"net/netip"
 	"os"
 	"time"
+
+	"github.com/rootless-containers/rootlesskit/v3/pkg/api"
 
 	"github.com/postern-net/postern/cmd/postern/internal/apisock"
 	"github.com/postern-net/postern/cmd/postern/internal/instance"
@@ -30,19 +31,19 @@ type status struct {
 }
 
 // Info implements apisock.Source.
-func (s *status) Info(context.Context) (apisock.Info, error) {
-	driver := &apisock.NetworkDriver{Driver: "postern", DNS: []netip.Addr{}}
+func (s *status) Info(context.Context) (api.Info, error) {
+	driver := &api.NetworkDriverInfo{Driver: "postern", IPv6: s.cfg.Plan.V6.On()}
 	for _, f := range families(s.cfg.Plan) {
-		driver.DNS = append(driver.DNS, f.Resolver)
-		if !driver.ChildIP.IsValid() {
-			driver.ChildIP = f.Container
+		driver.DNS = append(driver.DNS, f.Resolver.AsSlice())
+		if driver.ChildIP == nil {
+			driver.ChildIP = f.Container.AsSlice()
 		}
 	}
 	// Without configuration of ours the container takes what DHCP gives it, which
 	// is the same address unless it asks for another.
 	driver.DynamicChildIP = !s.cfg.Configure
-	return apisock.Info{
-		APIVersion:    apisock.APIVersion,
+	return api.Info{
+		APIVersion:    api.Version,
 		Version:       s.cfg.Version,
 		StateDir:      s.dir,
 		ChildPID:      s.info.ChildPID,
