@@ -1,7 +1,7 @@
 // Package apisock is an instance's control socket: HTTP/1.1 over a unix socket,
 // as RootlessKit's clients expect it, plus our own questions below /v1/postern.
 //
-//	GET /v1/info            what RootlessKit's API 1.1.1 tells
+//	GET /v1/info            what RootlessKit's API 1.1.3 tells
 //	GET /v1/postern/status  counters, flows and engine of this instance
 //
 // Who may ask: the socket has mode 0600 in a directory with mode 0700, and each

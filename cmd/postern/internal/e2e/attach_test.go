@@ -100,6 +100,7 @@ func TestAttachPath(t *testing.T) {
 	for _, endpoint := range []string{"tap", "packet"} {
 		for _, kind := range []string{"proc", "bind"} {
 			t.Run(endpoint+"/"+kind, func(t *testing.T) {
+				needEndpoint(t, endpoint)
 				f := newForeign(t, ordinary(t))
 				netns, userns := "/proc/"+f.pid()+"/ns/net", "/proc/"+f.pid()+"/ns/user"
 				end := f.kill
@@ -169,6 +170,7 @@ func unconfigured(t *testing.T, w way, flags ...string) (*foreign, *inst) {
 func TestSLAAC(t *testing.T) {
 	for _, w := range []way{{"tap", 1500}, {"packet", 65520}} {
 		t.Run(w.endpoint, func(t *testing.T) {
+			needEndpoint(t, w.endpoint)
 			f, _ := unconfigured(t, w)
 			start := time.Now()
 			f.awaitIPv6(t, "fd00")
@@ -211,6 +213,7 @@ func TestUDHCPC(t *testing.T) {
 	client := []string{tool(t, "busybox"), "udhcpc"}
 	for _, w := range []way{{"tap", 1500}, {"packet", 65520}} {
 		t.Run(w.endpoint, func(t *testing.T) {
+			needEndpoint(t, w.endpoint)
 			f, _ := unconfigured(t, w, "--dns-search", "e2e.test")
 			script := writeScript(t, f.account, `[ "$1" = bound ] || exit 0
 echo "lease ip=$ip mask=$mask router=$router dns=$dns mtu=$mtu search=${search:-$domain}"
@@ -233,6 +236,7 @@ func TestDHClient(t *testing.T) {
 	client := tool(t, "dhclient")
 	for _, w := range []way{{"tap", 1500}, {"packet", 65520}} {
 		t.Run(w.endpoint, func(t *testing.T) {
+			needEndpoint(t, w.endpoint)
 			f, _ := unconfigured(t, w, "--dns-search", "e2e.test")
 			for _, c := range []struct {
 				family string

@@ -48,6 +48,7 @@ func (i *inst) expect(t testing.TB, role, want string, list []attempt) {
 func overEndpoints(t *testing.T, flags []string, f func(t *testing.T, i *inst, b *banners)) {
 	for _, w := range []way{{"tap", 65520}, {"packet", 1500}} {
 		t.Run(w.endpoint, func(t *testing.T) {
+			needEndpoint(t, w.endpoint)
 			b := newBanners(t)
 			i := ordinary(t).start(t, "guard", append(w.flags(), flags...)...)
 			f(t, i, b)
@@ -163,7 +164,7 @@ func TestHostLoopbackOpened(t *testing.T) {
 // TestHostLoopbackPorts: --allow-host-loopback=PORTS opens these ports only.
 func TestHostLoopbackPorts(t *testing.T) {
 	b := newBanners(t)
-	for _, endpoint := range []string{"tap", "packet"} {
+	overKinds(t, func(t *testing.T, endpoint string) {
 		i := ordinary(t).start(t, "ports", "--endpoint", endpoint, "--allow-host-loopback="+b.local)
 		gateway := []string{"10.0.2.2", "fd00::2"}
 		var open, closed []attempt
@@ -178,7 +179,7 @@ func TestHostLoopbackPorts(t *testing.T) {
 			i.expect(t, role, "banner", open)
 			i.reject(t, b, role, append(closed, refusals(b, refused)...))
 		}
-	}
+	})
 }
 
 // TestSpoofing: frames that pretend to come from elsewhere get nowhere (X1).

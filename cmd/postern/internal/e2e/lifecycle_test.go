@@ -85,9 +85,15 @@ var orphaning = []string{"sh", "-c", "(setsid sleep 1000 &) ; cat"}
 func TestKilledOutright(t *testing.T) {
 	for _, endpoint := range []string{"tap", "packet"} {
 		for _, victim := range []string{"supervisor", "agent", "command"} {
-			t.Run(endpoint+"/"+victim, func(t *testing.T) { killOne(t, endpoint, victim) })
+			t.Run(endpoint+"/"+victim, func(t *testing.T) {
+				needEndpoint(t, endpoint)
+				killOne(t, endpoint, victim)
+			})
 		}
-		t.Run(endpoint+"/engine", func(t *testing.T) { killEngine(t, endpoint) })
+		t.Run(endpoint+"/engine", func(t *testing.T) {
+			needEndpoint(t, endpoint)
+			killEngine(t, endpoint)
+		})
 	}
 }
 
@@ -171,33 +177,31 @@ func killEngine(t *testing.T, endpoint string) {
 
 // TestOldFlowIsReset: a flow through an engine that died ends in time.
 func TestOldFlowIsReset(t *testing.T) {
-	for _, endpoint := range []string{"tap", "packet"} {
-		t.Run(endpoint, func(t *testing.T) {
-			i := ordinary(t).start(t, "old", "--endpoint", endpoint)
-			i.mayTalk = true
-			ended := make(chan outcome, 1)
-			// It writes for ever; the echo server never ends first.
-			go func() { ended <- i.exec(t, "sh", "-c", probe()+" @stubborn "+remote4+" 2>&1") }()
-			err := eventually(patience, func() error {
-				s, err := i.status()
-				return failIf(err != nil || s.Counters["tcp_admitted"] == 0, "no flow: %v", err)
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			start := time.Now()
-			kill(t, i.mustStatus(t).EnginePID)
-			select {
-			case o := <-ended:
-				t.Logf("after %v: %s", time.Since(start).Round(time.Millisecond), strings.TrimSpace(o.out))
-				if !strings.Contains(o.out, "reset") && !strings.Contains(o.out, "broken pipe") {
-					t.Errorf("the flow ended with %q, want a reset", o.out)
-				}
-			case <-time.After(patience):
-				t.Error("the flow hangs")
-			}
+	overKinds(t, func(t *testing.T, endpoint string) {
+		i := ordinary(t).start(t, "old", "--endpoint", endpoint)
+		i.mayTalk = true
+		ended := make(chan outcome, 1)
+		// It writes for ever; the echo server never ends first.
+		go func() { ended <- i.exec(t, "sh", "-c", probe()+" @stubborn "+remote4+" 2>&1") }()
+		err := eventually(patience, func() error {
+			s, err := i.status()
+			return failIf(err != nil || s.Counters["tcp_admitted"] == 0, "no flow: %v", err)
 		})
-	}
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		kill(t, i.mustStatus(t).EnginePID)
+		select {
+		case o := <-ended:
+			t.Logf("after %v: %s", time.Since(start).Round(time.Millisecond), strings.TrimSpace(o.out))
+			if !strings.Contains(o.out, "reset") && !strings.Contains(o.out, "broken pipe") {
+				t.Errorf("the flow ended with %q, want a reset", o.out)
+			}
+		case <-time.After(patience):
+			t.Error("the flow hangs")
+		}
+	})
 }
 
 // TestOneNameOneWinner: of a hundred starts at once with one name, one wins (L7).
@@ -240,48 +244,46 @@ func TestOneNameOneWinner(t *testing.T) {
 // only: the control socket answers all through, and the interface comes back (L3).
 func TestInterfaceDeleted(t *testing.T) {
 	ipTool := tool(t, "ip")
-	for _, endpoint := range []string{"tap", "packet"} {
-		t.Run(endpoint, func(t *testing.T) {
-			i := ordinary(t).start(t, "del", "--endpoint", endpoint)
-			i.mayTalk = true
-			for range 3 {
-				i.mustExec(t, ipTool, "link", "del", "tap0")
-				start := time.Now()
-				err := eventually(patience, func() error {
-					i.mustStatus(t)
-					o := i.exec(t, probe(), "@good", remote4, "1")
-					return failIf(o.code != 0, "%s", o.err)
-				})
-				if err != nil {
-					t.Fatalf("the network does not come back: %v\npostern said: %s", err, i.stderr)
-				}
-				t.Logf("back after %v", time.Since(start).Round(time.Millisecond))
+	overKinds(t, func(t *testing.T, endpoint string) {
+		i := ordinary(t).start(t, "del", "--endpoint", endpoint)
+		i.mayTalk = true
+		for range 3 {
+			i.mustExec(t, ipTool, "link", "del", "tap0")
+			start := time.Now()
+			err := eventually(patience, func() error {
+				i.mustStatus(t)
+				o := i.exec(t, probe(), "@good", remote4, "1")
+				return failIf(o.code != 0, "%s", o.err)
+			})
+			if err != nil {
+				t.Fatalf("the network does not come back: %v\npostern said: %s", err, i.stderr)
 			}
-			i.mustExec(t, ipTool, "link", "set", "tap0", "down")
-			i.mustStatus(t)
-			i.mustExec(t, ipTool, "link", "set", "tap0", "name", "renamed0")
-			i.mustStatus(t)
-			lines := strings.Count(i.stderr.String(), "\n")
-			if lines > 20 {
-				t.Errorf("postern said %d lines: %s", lines, i.stderr)
-			}
-		})
-	}
+			t.Logf("back after %v", time.Since(start).Round(time.Millisecond))
+		}
+		i.mustExec(t, ipTool, "link", "set", "tap0", "down")
+		i.mustStatus(t)
+		i.mustExec(t, ipTool, "link", "set", "tap0", "name", "renamed0")
+		i.mustStatus(t)
+		lines := strings.Count(i.stderr.String(), "\n")
+		if lines > 20 {
+			t.Errorf("postern said %d lines: %s", lines, i.stderr)
+		}
+	})
 }
 
 // TestEndOfCommand: the end of the command ends all that it left (L1).
 func TestEndOfCommand(t *testing.T) {
-	for _, endpoint := range []string{"tap", "packet"} {
+	overKinds(t, func(t *testing.T, endpoint string) {
 		i := orphaned(t, ordinary(t), endpoint)
 		_, _, _, all := members(t, i)
 		_ = i.stdin.Close()
 		awaitGone(t, "the end of the command", all, i.dir())
-	}
+	})
 }
 
 // TestStartTime logs what a start and its end take; there is no pass mark here.
 func TestStartTime(t *testing.T) {
-	for _, endpoint := range []string{"tap", "packet"} {
+	overKinds(t, func(t *testing.T, endpoint string) {
 		a := ordinary(t)
 		var all []time.Duration
 		for range 20 {
@@ -292,7 +294,7 @@ func TestStartTime(t *testing.T) {
 			all = append(all, o.took)
 		}
 		t.Logf("postern run --endpoint %s -- true: median %v", endpoint, median(all).Round(time.Millisecond))
-	}
+	})
 }
 
 // TestMemory logs the memory of an idle instance.

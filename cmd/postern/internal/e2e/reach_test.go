@@ -23,7 +23,10 @@ func (w way) flags() []string {
 func overAllWays(t *testing.T, f func(t *testing.T, a account, w way)) {
 	for _, endpoint := range []string{"tap", "packet"} {
 		for _, mtu := range []int{1500, 65520} {
-			t.Run(fmt.Sprintf("%s/%d", endpoint, mtu), func(t *testing.T) { f(t, ordinary(t), way{endpoint, mtu}) })
+			t.Run(fmt.Sprintf("%s/%d", endpoint, mtu), func(t *testing.T) {
+				needEndpoint(t, endpoint)
+				f(t, ordinary(t), way{endpoint, mtu})
+			})
 		}
 	}
 }

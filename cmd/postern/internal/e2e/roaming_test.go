@@ -42,33 +42,31 @@ func TestRoamingAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, endpoint := range []string{"tap", "packet"} {
-		t.Run(endpoint, func(t *testing.T) {
-			i := roams(t, endpoint)
-			defer restore()
-			steps := []struct {
-				what  string
-				lines []string
-			}{
-				{"another IPv4 address", []string{"addr del " + host4 + "/24 dev eth0", "addr add 10.98.0.9/24 dev eth0", "route replace default via " + second4}},
-				{"another IPv6 address", []string{"addr del " + host6 + "/64 dev eth0", "addr add fd98::9/64 dev eth0 nodad", "-6 route replace default via " + remote6}},
-				{"a link that was down", []string{"link set eth0 down", "link set eth0 up", "addr replace fd98::9/64 dev eth0 nodad"}},
+	overKinds(t, func(t *testing.T, endpoint string) {
+		i := roams(t, endpoint)
+		defer restore()
+		steps := []struct {
+			what  string
+			lines []string
+		}{
+			{"another IPv4 address", []string{"addr del " + host4 + "/24 dev eth0", "addr add 10.98.0.9/24 dev eth0", "route replace default via " + second4}},
+			{"another IPv6 address", []string{"addr del " + host6 + "/64 dev eth0", "addr add fd98::9/64 dev eth0 nodad", "-6 route replace default via " + remote6}},
+			{"a link that was down", []string{"link set eth0 down", "link set eth0 up", "addr replace fd98::9/64 dev eth0 nodad"}},
+		}
+		for _, step := range steps {
+			if err := ip(step.lines...); err != nil {
+				t.Fatal(err)
 			}
-			for _, step := range steps {
-				if err := ip(step.lines...); err != nil {
-					t.Fatal(err)
-				}
-				changed := time.Now()
-				i.back(t, step.what+", TCP over IPv4", changed, "@good", remote4, "3")
-				i.back(t, step.what+", TCP over IPv6", changed, "@good", remote6, "3")
-				i.back(t, step.what+", UDP", changed, "@udpecho", remote4, "1000", "3")
-				i.back(t, step.what+", names", changed, "@lookup", "10.0.2.3", "A", "web.e2e.test", "3")
-			}
-			if s := i.mustStatus(t); s.EngineRestarts != 0 {
-				t.Errorf("%d restarts", s.EngineRestarts)
-			}
-		})
-	}
+			changed := time.Now()
+			i.back(t, step.what+", TCP over IPv4", changed, "@good", remote4, "3")
+			i.back(t, step.what+", TCP over IPv6", changed, "@good", remote6, "3")
+			i.back(t, step.what+", UDP", changed, "@udpecho", remote4, "1000", "3")
+			i.back(t, step.what+", names", changed, "@lookup", "10.0.2.3", "A", "web.e2e.test", "3")
+		}
+		if s := i.mustStatus(t); s.EngineRestarts != 0 {
+			t.Errorf("%d restarts", s.EngineRestarts)
+		}
+	})
 }
 
 const (
@@ -116,35 +114,33 @@ func TestRoamingResolver(t *testing.T) {
 	}
 	check(os.WriteFile("/etc/resolv.two", []byte(resolvTwo), 0o644))
 	defer replace(resolvOne)
-	for _, endpoint := range []string{"tap", "packet"} {
-		t.Run(endpoint, func(t *testing.T) {
-			replace(resolvOne)
-			check(os.WriteFile("/etc/resolv.one", []byte(resolvOne), 0o644))
-			i := roams(t, endpoint)
-			i.mayTalk = true
-			i.answers(t, "at the start", "one")
-			replace(resolvTwo)
-			i.answers(t, "replaced", "two")
-			check(os.WriteFile(path, []byte(resolvOne), 0o644))
-			i.answers(t, "written in place", "one")
-			retarget("/etc/resolv.two")
-			i.answers(t, "made a symbolic link", "two")
-			retarget("resolv.one")
-			i.answers(t, "retargeted", "one")
-			check(os.WriteFile("/etc/resolv.one", []byte(resolvTwo), 0o644))
-			i.answers(t, "the link's target written", "two")
-			check(os.WriteFile(path, nil, 0o644))
-			i.answers(t, "emptied", "")
-			replace(resolvTwo)
-			i.answers(t, "filled again", "two")
-			check(os.Remove(path))
-			replace(resolvOne)
-			i.answers(t, "removed and made again", "one")
-			// A first server that does not answer delays, no more.
-			replace("nameserver " + blackhole4 + "\n" + resolvTwo)
-			i.answers(t, "the first server is dead", "two")
-		})
-	}
+	overKinds(t, func(t *testing.T, endpoint string) {
+		replace(resolvOne)
+		check(os.WriteFile("/etc/resolv.one", []byte(resolvOne), 0o644))
+		i := roams(t, endpoint)
+		i.mayTalk = true
+		i.answers(t, "at the start", "one")
+		replace(resolvTwo)
+		i.answers(t, "replaced", "two")
+		check(os.WriteFile(path, []byte(resolvOne), 0o644))
+		i.answers(t, "written in place", "one")
+		retarget("/etc/resolv.two")
+		i.answers(t, "made a symbolic link", "two")
+		retarget("resolv.one")
+		i.answers(t, "retargeted", "one")
+		check(os.WriteFile("/etc/resolv.one", []byte(resolvTwo), 0o644))
+		i.answers(t, "the link's target written", "two")
+		check(os.WriteFile(path, nil, 0o644))
+		i.answers(t, "emptied", "")
+		replace(resolvTwo)
+		i.answers(t, "filled again", "two")
+		check(os.Remove(path))
+		replace(resolvOne)
+		i.answers(t, "removed and made again", "one")
+		// A first server that does not answer delays, no more.
+		replace("nameserver " + blackhole4 + "\n" + resolvTwo)
+		i.answers(t, "the first server is dead", "two")
+	})
 }
 
 // TestResolverFileIsOwn: the command's resolv.conf is not the host's, and follows

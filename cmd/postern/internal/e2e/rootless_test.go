@@ -57,9 +57,9 @@ func TestEngineIsPowerless(t *testing.T) {
 // TestRunAsRoot: uid 0 gets the same network.
 func TestRunAsRoot(t *testing.T) {
 	a := newAccount(t, 0, 0)
-	for _, endpoint := range []string{"tap", "packet"} {
+	overKinds(t, func(t *testing.T, endpoint string) {
 		a.mustRun(t, []string{"--endpoint", endpoint}, probe(), "@many", "2", "20", remote4, remote6)
-	}
+	})
 	if out := a.mustRun(t, nil, "id", "-u"); out != "0\n" {
 		t.Errorf("id -u: %q", out)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -111,6 +112,7 @@ func (a account) mustRun(t testing.TB, flags []string, command ...string) string
 		t.Fatalf("postern run %s -- %s: exit code %d after %v\nstdout: %s\nstderr: %s",
 			strings.Join(flags, " "), strings.Join(command, " "), o.code, o.took, o.out, o.err)
 	}
+	o.err = uncalled(o.err)
 	if strings.Contains(o.err, "postern:") || strings.Contains(o.err, "level=") || strings.Contains(o.err, "DATA RACE") {
 		t.Errorf("postern run %s -- %s: says on stderr: %s", strings.Join(flags, " "), strings.Join(command, " "), o.err)
 	}
@@ -127,6 +129,49 @@ func tool(t testing.TB, name string) string {
 	}
 	missing(t, name+" is not installed")
 	return ""
+}
+
+// overKinds runs a test over both kinds of endpoint.
+func overKinds(t *testing.T, f func(t *testing.T, endpoint string)) {
+	for _, endpoint := range []string{"tap", "packet"} {
+		t.Run(endpoint, func(t *testing.T) {
+			needEndpoint(t, endpoint)
+			f(t, endpoint)
+		})
+	}
+}
+
+// tun is why a TAP cannot be made on this machine, nil if it can. A stage of the
+// machine's root has its own device (coverTUN).
+var tun = sync.OnceValue(func() error {
+	if lab.root {
+		return nil
+	}
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err == nil {
+		err = f.Close()
+	}
+	return err
+})
+
+// needEndpoint skips tests over a TAP where none can be made.
+func needEndpoint(t testing.TB, endpoint string) {
+	t.Helper()
+	if err := tun(); endpoint == "tap" && err != nil {
+		missing(t, err.Error())
+	}
+}
+
+// uncalled returns what postern said without need. Where no TAP can be made it has
+// to say so.
+func uncalled(said string) string {
+	var lines []string
+	for line := range strings.Lines(said) {
+		if tun() == nil || !strings.HasPrefix(line, "postern: /dev/net/tun: ") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "")
 }
 
 // missing skips a test on a user's machine and fails it under CI=true.

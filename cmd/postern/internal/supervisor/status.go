@@ -73,7 +73,9 @@ func (s *status) Status(ctx context.Context) (apisock.Status, error) {
 	}
 	snap, err := s.net.snapshot(ctx)
 	if err != nil {
-		return out, err
+		// It has just died, or does not answer: that is no reason to keep back the rest.
+		out.EngineReady = false
+		return out, nil
 	}
 	out.Counters = snap.Counters
 	out.Flows = apisock.Flows{TCP: snap.TCP, UDP: snap.UDP, Echo: snap.Echo}
