@@ -39,7 +39,6 @@ const (
 	DNSQueries
 	DNSRefusedLimit
 	DNSUpstreamFailed
-	DHCPReplies
 	numCounters
 )
 
@@ -75,7 +74,6 @@ var counterNames = [numCounters]string{
 	DNSQueries:            "dns_queries",
 	DNSRefusedLimit:       "dns_refused_limit",
 	DNSUpstreamFailed:     "dns_upstream_failed",
-	DHCPReplies:           "dhcp_replies",
 }
 
 // String returns the counter's name in snake case.
