@@ -37,15 +37,9 @@ longer leads to the namespace, and must be run by the owner of the user namespac
 				return err
 			}
 			cfg.Configure = configure
-			if err := shared.notYet(); err != nil {
-				a.failed(exitFailed, err)
-				return nil
+			if a.admit(&shared) {
+				a.failed(supervisor.Attach(cmd.Context(), cfg))
 			}
-			if err := sealDescriptors(); err != nil {
-				a.failed(exitFailed, err)
-				return nil
-			}
-			a.failed(supervisor.Attach(cmd.Context(), cfg))
 			return nil
 		},
 	}

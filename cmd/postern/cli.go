@@ -81,6 +81,19 @@ func (a *app) failed(code int, err error) {
 	a.exit = code
 }
 
+// admit does what run and attach have in common before anything is started; false
+// means that it failed and said so.
+func (a *app) admit(shared *networkFlags) bool {
+	err := shared.notYet()
+	if err == nil {
+		err = sealDescriptors()
+	}
+	if err != nil {
+		a.failed(exitFailed, err)
+	}
+	return err == nil
+}
+
 // print writes an error, one line for each that was joined.
 func (a *app) print(err error) {
 	for line := range strings.Lines(err.Error()) {

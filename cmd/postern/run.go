@@ -48,15 +48,9 @@ into, and postern exec NAME enters it.`,
 			if err != nil {
 				return err
 			}
-			if err := shared.notYet(); err != nil {
-				a.failed(exitFailed, err)
-				return nil
+			if a.admit(&shared) {
+				a.failed(supervisor.Run(cmd.Context(), cfg))
 			}
-			if err := sealDescriptors(); err != nil {
-				a.failed(exitFailed, err)
-				return nil
-			}
-			a.failed(supervisor.Run(cmd.Context(), cfg))
 			return nil
 		},
 	}
