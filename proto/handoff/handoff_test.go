@@ -37,6 +37,15 @@ func samples() []Message {
 		&EngineResolvers{Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}, Search: []string{"a"}},
 		&EngineSnapshotRequest{Seq: 4},
 		&EngineSnapshot{Seq: 4, Counters: map[string]uint64{"frames_in": 1}, TCP: 1, UDP: 2, Echo: 3},
+		&EnginePorts{Seq: 5, Listeners: []PortListener{
+			{Rule: 1, Network: "tcp", Bound: netip.MustParseAddrPort("[::1]:8080"), TargetPort: 80, Proxy: 2},
+			{Rule: 2, Network: "udp", Bound: netip.MustParseAddrPort("192.0.2.1:53"), TargetAddr: netip.MustParseAddr("127.0.0.1"), TargetPort: 53},
+			{Rule: 3, Network: "unix", TargetPath: "/run/app.sock", Reverse: true},
+		}},
+		&EnginePortsAnswer{Seq: 5, Reason: "no socket"},
+		&EngineShut{Rule: 3},
+		&EngineStock{Sockets: true, Root: true},
+		&EngineOrder{Kind: SocketUDP6, N: MaxOrder},
 	}
 }
 
@@ -87,6 +96,11 @@ func TestDecodeRefuses(t *testing.T) {
 		{"relative path", `{"v":1,"kind":"agent.setup","body":{"propagation":"rslave","netns":"n"}}`, ErrMalformed},
 		{"endpoint", `{"v":1,"kind":"engine.config","body":{"endpoint":"x","mtu":1500}}`, ErrMalformed},
 		{"mtu", `{"v":1,"kind":"engine.config","body":{"endpoint":"tap","mtu":67}}`, ErrMalformed},
+		{"no listener", `{"v":1,"kind":"engine.ports","body":{"seq":1,"listeners":[]}}`, ErrMalformed},
+		{"listeners", `{"v":1,"kind":"engine.ports","body":{"seq":1,"listeners":[{}` + strings.Repeat(",{}", MaxPortsPerMessage) + `]}}`, ErrMalformed},
+		{"socket kind", `{"v":1,"kind":"engine.order","body":{"kind":4,"n":1}}`, ErrMalformed},
+		{"order of 0", `{"v":1,"kind":"engine.order","body":{"kind":0,"n":0}}`, ErrMalformed},
+		{"order of 1025", `{"v":1,"kind":"engine.order","body":{"kind":0,"n":1025}}`, ErrMalformed},
 		{"too long", strings.Repeat(" ", MaxMessage+1), ErrTooLong},
 	}
 	for _, tc := range tests {

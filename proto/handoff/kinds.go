@@ -19,6 +19,11 @@ var messages = []func() Message{
 	func() Message { return new(EngineResolvers) },
 	func() Message { return new(EngineSnapshotRequest) },
 	func() Message { return new(EngineSnapshot) },
+	func() Message { return new(EnginePorts) },
+	func() Message { return new(EnginePortsAnswer) },
+	func() Message { return new(EngineShut) },
+	func() Message { return new(EngineStock) },
+	func() Message { return new(EngineOrder) },
 }
 
 // blank returns an empty message of a kind, or nil if there is none such. The
