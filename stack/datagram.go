@@ -19,8 +19,8 @@ const portDNS = 53
 // an ICMP error: the UDP or ICMP header and a little for whoever reads traces.
 const quoteLen = 64
 
-// handleUDP sorts one datagram, or several of one flow: to the name service, to
-// nobody, or out.
+// handleUDP sorts one datagram, or several of one flow: to a client of a published
+// port, to the name service, to nobody, or out.
 func (e *Engine) handleUDP(p link.Packet) {
 	u, ok := inet.ParseUDP(p.Payload(p.Bytes))
 	if !ok {
@@ -29,6 +29,11 @@ func (e *Engine) handleUDP(p link.Packet) {
 	}
 	from := netip.AddrPortFrom(p.Src, u.SrcPort)
 	to := netip.AddrPortFrom(p.Dst, u.DstPort)
+	// First, because a published server's clients may have any address: those of the
+	// host's loopback have the gateway's.
+	if fn := e.published.Load(); fn != nil && (*fn)(from, to, u.Payload, p.Segment) {
+		return
+	}
 	plan := e.cfg.Plan.Of(p.Dst)
 	switch {
 	case p.Dst == plan.Resolver && u.DstPort == portDNS:

@@ -10,6 +10,8 @@
 //	  │        │ SYN
 //	  │   tcpout.Out ── guard ── flow table ── host dial ── relay
 //	  │        └ port 53 of the resolver's address ┐
+//	  │   tcpin.In ── DialTCP for published ports  │
+//	  ├── what SetPublished set                    │
 //	  ├── udpout.Table ── guard ── host sockets    │
 //	  ├── echo.Table ──── guard ── ping sockets    │
 //	  └── resolve.Forwarder ◀──────────────────────┘

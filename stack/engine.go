@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -14,29 +15,34 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"github.com/postern-net/postern/proto/inet"
+	"github.com/postern-net/postern/stack/guard"
 	"github.com/postern-net/postern/stack/internal/echo"
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/internal/link"
 	"github.com/postern-net/postern/stack/internal/link/service"
 	"github.com/postern-net/postern/stack/internal/resolve"
+	"github.com/postern-net/postern/stack/internal/tcpin"
 	"github.com/postern-net/postern/stack/internal/tcpout"
 	"github.com/postern-net/postern/stack/internal/udpout"
 )
 
 // Engine serves one container. Create it with New, drive it with Run.
 type Engine struct {
-	cfg   Config
-	flows *flow.Table
+	cfg    Config
+	policy guard.Policy
+	flows  *flow.Table
 
 	link     *link.Endpoint
 	services *service.Service
 	net      *stack.Stack
 	tcp      *tcpout.Out
+	in       *tcpin.In
 	udp      *udpout.Table
 	echo     *echo.Table
 	dns      *resolve.Forwarder
 
-	closing sync.Once
+	published atomic.Pointer[published]
+	closing   sync.Once
 }
 
 // New assembles an engine. It takes ownership of cfg.Device, also when it fails.
@@ -48,7 +54,7 @@ func New(cfg Config) (*Engine, error) {
 		}
 		return nil, err
 	}
-	e := &Engine{cfg: c, flows: flow.NewTable()}
+	e := &Engine{cfg: c, policy: c.policy(), flows: flow.NewTable()}
 	if err := e.assemble(); err != nil {
 		e.Close()
 		return nil, err
@@ -57,7 +63,7 @@ func New(cfg Config) (*Engine, error) {
 }
 
 func (e *Engine) assemble() error {
-	c, policy := e.cfg, e.cfg.policy()
+	c, policy := e.cfg, e.policy
 	e.services = service.New(service.Config{
 		Plan: c.Plan, GatewayMAC: gatewayMAC, ContainerMAC: c.ContainerMAC, MTU: c.MTU, DNSSearch: c.Search, NoAdvertisement: c.Static,
 	})
@@ -80,6 +86,7 @@ func (e *Engine) assemble() error {
 		Stack: e.net, Guard: policy, Flows: e.flows, Sender: e.link,
 		Dial: tcpout.HostDialer(c.Outbound4, c.Outbound6), ServeDNS: e.dns.ServeTCP, Logger: c.Logger,
 	})
+	e.in = tcpin.New(tcpin.Config{Stack: e.net, Guard: policy, Flows: e.flows})
 	e.udp, err = udpout.New(udpout.Config{
 		Guard: policy, Flows: e.flows, Sender: e.link, Outbound4: c.Outbound4, Outbound6: c.Outbound6,
 		Idle: c.UDPIdle, IdleUnreplied: c.UDPIdleUnreplied, Logger: c.Logger,
@@ -139,8 +146,9 @@ func (e *Engine) advertise(ended <-chan struct{}) {
 	}
 }
 
-// Close ends every flow and waits for all goroutines. It may be called twice.
-// What a failed New did not get to make is left out.
+// Close ends every flow and waits for all goroutines but those of DialTCP's callers,
+// whose Streams are reset. It may be called twice. What a failed New did not get to
+// make is left out.
 func (e *Engine) Close() error {
 	e.closing.Do(func() {
 		if e.dns != nil {
@@ -148,6 +156,9 @@ func (e *Engine) Close() error {
 		}
 		if e.tcp != nil {
 			e.tcp.Close()
+		}
+		if e.in != nil {
+			e.in.Close()
 		}
 		if e.udp != nil {
 			e.udp.Close()

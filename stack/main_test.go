@@ -6,7 +6,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/postern-net/postern/stack/internal/hostsock/nstest"
+	"github.com/postern-net/postern/stack/hostsock/nstest"
 	"github.com/postern-net/postern/stack/stacktest"
 )
 

@@ -11,13 +11,15 @@ import (
 type Snapshot struct {
 	// Counters by name; those that are zero are left out.
 	Counters map[string]uint64
-	// TCP, UDP and Echo are how many flows there are.
-	TCP, UDP, Echo int
-	Flows          []FlowInfo
+	// TCP, UDP and Echo are how many flows of the container there are, TCPIn how
+	// many into it (DialTCP).
+	TCP, UDP, Echo, TCPIn int
+	Flows                 []FlowInfo
 }
 
 // FlowInfo describes one flow. Target is unset for a UDP mapping.
 type FlowInfo struct {
+	// Proto is "tcp", "udp", "icmp" or "tcp-in".
 	Proto              string
 	Initiating, Target netip.AddrPort
 	State              string
@@ -31,6 +33,7 @@ func (e *Engine) Snapshot() Snapshot {
 	s := Snapshot{
 		Counters: e.flows.Counters.Snapshot(),
 		TCP:      e.flows.Len(flow.TCP), UDP: e.flows.Len(flow.UDP), Echo: e.flows.Len(flow.Echo),
+		TCPIn: e.flows.Len(flow.TCPIn),
 	}
 	for _, f := range e.flows.Flows() {
 		s.Flows = append(s.Flows, FlowInfo{

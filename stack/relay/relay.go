@@ -1,19 +1,3 @@
-// Package relay moves the bytes of a flow between its two sides.
-//
-// A TCP flow through netstack has a user-space side (Stream) and a host socket.
-// Two loops move the bytes, one a direction, and neither copies them in user
-// space: outward, the received segments of the Stream are given to writev(2)
-// where they lie and dropped as far as the kernel took them; inward, read(2)
-// fills the very memory from which the segments will be sent (a small message
-// takes a short cut, see hostReader).
-//
-//	container ─▶ Stream.Peek ─▶ writev(host) ─▶ Stream.Consume
-//	container ◀─ Stream.Fill ◀─ read(host)
-//
-// Each direction ends by itself: an end of stream is passed on as a half-close,
-// and the other direction goes on. A reset on one side resets the other and ends
-// both directions. A side that takes no bytes stops its direction, so the window
-// of the other side closes: nothing is buffered here.
 package relay
 
 import (

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/proto/inet"
-	"github.com/postern-net/postern/stack/internal/hostsock/nstest"
+	"github.com/postern-net/postern/stack/hostsock/nstest"
 	"github.com/postern-net/postern/stack/stacktest"
 	"github.com/postern-net/postern/stack/stacktest/guest"
 	"github.com/postern-net/postern/stack/tap"

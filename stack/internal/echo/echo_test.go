@@ -16,8 +16,8 @@ import (
 	"github.com/postern-net/postern/proto/icmp"
 	"github.com/postern-net/postern/proto/inet"
 	"github.com/postern-net/postern/stack/guard"
+	"github.com/postern-net/postern/stack/hostsock/nstest"
 	"github.com/postern-net/postern/stack/internal/flow"
-	"github.com/postern-net/postern/stack/internal/hostsock/nstest"
 	"github.com/postern-net/postern/stack/netplan"
 )
 

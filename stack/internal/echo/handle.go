@@ -7,9 +7,9 @@ import (
 
 	"github.com/postern-net/postern/proto/icmp"
 	"github.com/postern-net/postern/stack/guard"
+	"github.com/postern-net/postern/stack/hostsock"
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/internal/hosterr"
-	"github.com/postern-net/postern/stack/internal/hostsock"
 )
 
 const (

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/postern-net/postern/proto/icmp"
+	"github.com/postern-net/postern/stack/hostsock"
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/internal/hosterr"
-	"github.com/postern-net/postern/stack/internal/hostsock"
 )
 
 // maxTargets is how many addresses one identifier may have asked: a ping program

@@ -6,8 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/postern-net/postern/stack/hostsock"
 	"github.com/postern-net/postern/stack/internal/flow"
-	"github.com/postern-net/postern/stack/internal/hostsock"
 )
 
 // settled is the age of an identifier's last request after which it may give way.

@@ -24,6 +24,9 @@ const (
 	TCPEvicted
 	TCPDialFailed
 	TCPDialTimeout
+	TCPInAdmitted
+	TCPInRefusedLimit
+	TCPInFailed
 	UDPAdmitted
 	UDPRefusedGuard
 	UDPRefusedLimit
@@ -59,6 +62,9 @@ var counterNames = [numCounters]string{
 	TCPEvicted:            "tcp_pending_evicted",
 	TCPDialFailed:         "tcp_dial_failed",
 	TCPDialTimeout:        "tcp_dial_timeout",
+	TCPInAdmitted:         "tcp_in_admitted",
+	TCPInRefusedLimit:     "tcp_in_refused_limit",
+	TCPInFailed:           "tcp_in_failed",
 	UDPAdmitted:           "udp_admitted",
 	UDPRefusedGuard:       "udp_refused_guard",
 	UDPRefusedLimit:       "udp_refused_limit",

@@ -25,15 +25,18 @@ import (
 // Proto is the transport protocol of a flow.
 type Proto uint8
 
-// The protocols.
+// The protocols. TCPIn is TCP whose initiating side is outside: a client of a
+// published port.
 const (
 	TCP Proto = iota
 	UDP
 	Echo
+	TCPIn
+	numProtos
 )
 
-// String returns "tcp", "udp" or "icmp".
-func (p Proto) String() string { return [...]string{"tcp", "udp", "icmp"}[p] }
+// String returns "tcp", "udp", "icmp" or "tcp-in".
+func (p Proto) String() string { return [...]string{"tcp", "udp", "icmp", "tcp-in"}[p] }
 
 // State is where a flow stands; see the package comment.
 type State uint32
@@ -79,13 +82,13 @@ type Table struct {
 	Counters Counters
 
 	mu sync.Mutex // guards the fields below; nothing is called under it
-	// flows is bounded by MaxTCP, MaxUDP and MaxEcho together.
+	// flows is bounded by MaxTCP, MaxUDP, MaxEcho and MaxTCPIn together.
 	flows map[Key]*Flow
 	// pending counts dials under way by target; dials holds their flows, the
 	// oldest first. Both are bounded by MaxPendingTCP.
 	pending map[netip.AddrPort]int
 	dials   *list.List
-	number  [3]int // flows by protocol
+	number  [numProtos]int // flows by protocol
 }
 
 // NewTable returns an empty table.
@@ -93,29 +96,33 @@ func NewTable() *Table {
 	return &Table{flows: make(map[Key]*Flow), pending: make(map[netip.AddrPort]int), dials: list.New()}
 }
 
-var limits = [3]int{TCP: MaxTCP, UDP: MaxUDP, Echo: MaxEcho}
+var limits = [numProtos]int{TCP: MaxTCP, UDP: MaxUDP, Echo: MaxEcho, TCPIn: MaxTCPIn}
 
-var admitted = [3]Counter{TCP: TCPAdmitted, UDP: UDPAdmitted, Echo: EchoSent}
+var admitted = [numProtos]Counter{TCP: TCPAdmitted, UDP: UDPAdmitted, Echo: EchoSent, TCPIn: TCPInAdmitted}
 
-var refused = [3]Counter{TCP: TCPRefusedLimit, UDP: UDPRefusedLimit, Echo: EchoRefusedLimit}
+var refused = [numProtos]Counter{
+	TCP: TCPRefusedLimit, UDP: UDPRefusedLimit, Echo: EchoRefusedLimit, TCPIn: TCPInRefusedLimit,
+}
 
-// Admit enters a UDP or echo flow, which is Open at once. It returns nil and
-// counts why when the table is full for the protocol, and nil when the key is
-// in the table already.
+// Admit enters a UDP or echo flow, which is Open at once, or an incoming TCP flow,
+// which is Pending until Opened. It returns nil and counts why when the table is
+// full for the protocol, and nil when the key is in the table already.
 func (t *Table) Admit(k Key) *Flow {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := t.enterLocked(k)
 	if f != nil {
-		f.state.Store(uint32(Open))
+		if k.Proto != TCPIn {
+			f.state.Store(uint32(Open))
+		}
 		t.Counters.Inc(admitted[k.Proto])
 	}
 	return f
 }
 
-// AdmitDial enters a TCP flow, which is Pending. Like Admit it returns nil when
-// the table is full or the key known, and also when too many dials to the same
-// target are under way. When too many are under way altogether, the oldest gives
+// AdmitDial enters an outgoing TCP flow, which is Pending. Like Admit it returns
+// nil when the table is full or the key known, and also when too many dials to the
+// same target are under way. When too many are under way altogether, the oldest gives
 // way: it is released and its cancel called. A dial that will succeed takes
 // milliseconds, so those that lead nowhere are the ones that grow old.
 func (t *Table) AdmitDial(k Key, cancel func()) *Flow {

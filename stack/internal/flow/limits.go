@@ -9,6 +9,10 @@ const (
 	// holds one host descriptor; 16,000 fit the common hard limit of 20,000.
 	MaxTCP = 16000
 
+	// MaxTCPIn is how many connections into the container may exist, those that it
+	// has not answered yet included; portdriver's own limit is the same.
+	MaxTCPIn = 16000
+
 	// MaxPendingTCP is how many dials may be under way at once. It is the
 	// figure tailscale arrived at on Linux (8,192), halved because each pending
 	// dial holds a descriptor here.

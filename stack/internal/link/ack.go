@@ -39,9 +39,10 @@ type heldACK struct {
 	small atomic.Bool
 }
 
-// received notes the size of a TCP frame from the container.
-func (h *heldACK) received(n int) {
-	if small := n <= dialogue; h.small.Load() != small {
+// received notes the size of a TCP frame from the container. The acknowledgement
+// of a handshake does not wait: a server that speaks first waits for it.
+func (h *heldACK) received(n int, syn bool) {
+	if small := n <= dialogue && !syn; h.small.Load() != small {
 		h.small.Store(small)
 	}
 }

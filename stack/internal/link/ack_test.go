@@ -45,7 +45,7 @@ func held(t *testing.T, f flowEnds) (*heldACK, *stack.PacketBuffer) {
 	t.Helper()
 	h := new(heldACK)
 	t.Cleanup(h.stop)
-	h.received(100)
+	h.received(100, false)
 	pkt := ackPacket(t, f, nil)
 	if first, now := h.pass(pkt, never); first != nil || now {
 		t.Fatalf("an acknowledgement of a small frame was not held: first %v, now %v", first, now)
@@ -104,7 +104,7 @@ func TestWhatIsNeverHeld(t *testing.T) {
 		},
 	} {
 		h := new(heldACK)
-		h.received(100)
+		h.received(100, false)
 		pkt := ackPacket(t, f, change)
 		if first, now := h.pass(pkt, never); first != nil || !now || pkt.ReadRefs() != 1 || h.due() != nil {
 			t.Errorf("%s was held", name)
@@ -112,11 +112,15 @@ func TestWhatIsNeverHeld(t *testing.T) {
 	}
 	h := new(heldACK)
 	t.Cleanup(h.stop)
-	h.received(dialogue + 1)
+	h.received(dialogue+1, false)
 	if _, now := h.pass(ackPacket(t, f, nil), never); !now {
 		t.Error("an acknowledgement of bulk data was held")
 	}
-	h.received(dialogue)
+	h.received(dialogue, true)
+	if _, now := h.pass(ackPacket(t, f, nil), never); !now {
+		t.Error("the acknowledgement of a SYN-ACK was held")
+	}
+	h.received(dialogue, false)
 	timestamps := func(s *stacktest.Segment) { s.Options = []byte{1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 1} }
 	if _, now := h.pass(ackPacket(t, f, timestamps), never); now {
 		t.Error("an acknowledgement with timestamps was not held")

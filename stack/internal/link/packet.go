@@ -20,14 +20,7 @@ import (
 func (e *Endpoint) SendUDP(from, to netip.AddrPort, payload []byte, segment int) {
 	room := int(e.MTU()) - ipHeaderLen(to.Addr()) - inet.UDPHeaderLen
 	if segment > 0 && len(payload) > segment {
-		if segment <= room && e.cfg.Device.Offloads().USO && e.sendSegments(from, to, payload, segment) {
-			return
-		}
-		for len(payload) > 0 {
-			n := min(segment, len(payload))
-			e.SendUDP(from, to, payload[:n], 0)
-			payload = payload[n:]
-		}
+		e.sendBatch(from, to, payload, segment, room)
 		return
 	}
 	if len(payload) > room {
@@ -37,6 +30,25 @@ func (e *Endpoint) SendUDP(from, to netip.AddrPort, payload []byte, segment int)
 		return
 	}
 	_ = e.sendDatagram(from, to, payload, tap.Header{})
+}
+
+// sendBatch sends several datagrams, in super-segments if they fit room and the
+// device knows any. A batch may be larger than one packet can be: what one family
+// received the other may not be able to carry.
+func (e *Endpoint) sendBatch(from, to netip.AddrPort, payload []byte, segment, room int) {
+	most := (maxPayload(to.Addr()) - inet.UDPHeaderLen) / segment * segment
+	for len(payload) > segment && segment <= room && segment < most && e.cfg.Device.Offloads().USO {
+		n := min(len(payload), most)
+		if !e.sendSegments(from, to, payload[:n], segment) {
+			break
+		}
+		payload = payload[n:]
+	}
+	for len(payload) > 0 {
+		n := min(segment, len(payload))
+		e.SendUDP(from, to, payload[:n], 0)
+		payload = payload[n:]
+	}
 }
 
 // sendSegments sends a UDP super-segment. It reports false when the device

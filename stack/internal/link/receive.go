@@ -21,6 +21,9 @@ const (
 	headLen = 128
 	bodyLen = 64 << 10
 
+	// flagsAt is where a TCP header has its flags (RFC 9293 section 3.1).
+	flagsAt = 13
+
 	// copyBelow is the body size up to which a copy into a view of the right
 	// size is cheaper than giving the 64 KiB view away: receive buffers account
 	// for bytes, not for the chunk that holds them.
@@ -130,7 +133,7 @@ func (e *Endpoint) receiveIP(r *receiver, n int, vnet tap.Header, version byte, 
 		return
 	}
 	if h, ok := plainTCP(head, n-ethernetLen); ok {
-		e.ack.received(n)
+		e.ack.received(n, head[h.HeaderLen+flagsAt]&uint8(header.TCPFlagSyn) != 0)
 		e.deliver(r, n, vnet, h)
 		return
 	}

@@ -87,6 +87,30 @@ func TestSendUDPSegments(t *testing.T) {
 	}
 }
 
+// A batch that is larger than a packet can be, as one that came over the other
+// family may be, is sent in several.
+func TestSendUDPLargeBatches(t *testing.T) {
+	for _, f := range families {
+		for _, c := range []struct{ mtu, segment int }{{1500, 1400}, {65520, 40000}} {
+			payload := pattern(100*1400 + 1)
+			r := newRig(t, c.mtu, stacktest.AllOffloads)
+			r.SendUDP(f.outside, f.inside, payload, c.segment)
+			var got []byte
+			for len(got) < len(payload) {
+				p := stacktest.IP(t, f.inside.Addr(), r.peer.Receive(t), stacktest.UDP())
+				if len(p.Payload) != min(len(payload)-len(got), 65500/c.segment*c.segment) {
+					t.Errorf("%s, segment %d: frame with %d bytes", f.name, c.segment, len(p.Payload))
+				}
+				got = append(got, p.Payload...)
+			}
+			if !bytes.Equal(got, payload) {
+				t.Errorf("%s, segment %d: content changed", f.name, c.segment)
+			}
+			r.peer.Silent(t)
+		}
+	}
+}
+
 // collectUDP reads datagrams, in fragments or not, until n bytes of payload came.
 func collectUDP(t *testing.T, r *rig, family netip.Addr, n int) []byte {
 	t.Helper()

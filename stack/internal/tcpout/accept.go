@@ -9,6 +9,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/postern-net/postern/stack/internal/stream"
 )
 
 // abortRetry is how often a handshake that has to end is looked for while it
@@ -16,12 +18,12 @@ import (
 const abortRetry = 5 * time.Millisecond
 
 // acceptFlow returns nil when the container gave up.
-func (o *Out) acceptFlow(ctx context.Context, r *tcp.ForwarderRequest) *stream {
+func (o *Out) acceptFlow(ctx context.Context, r *tcp.ForwarderRequest) *stream.Stream {
 	ep, wq := o.accept(ctx, r)
 	if ep == nil {
 		return nil
 	}
-	return newStream(ep, wq)
+	return stream.New(ep, wq)
 }
 
 // accept completes the container's handshake and the request. The endpoint is

@@ -41,6 +41,7 @@ import (
 	"github.com/postern-net/postern/stack/guard"
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/internal/hosterr"
+	"github.com/postern-net/postern/stack/internal/stream"
 	"github.com/postern-net/postern/stack/relay"
 )
 
@@ -89,7 +90,7 @@ type Out struct {
 	// by maxNames.
 	names map[stack.TransportEndpointID]struct{}
 	// open holds the running relays, to be reset by Close; bounded by the flow table.
-	open    map[*stream]struct{}
+	open    map[*stream.Stream]struct{}
 	running sync.WaitGroup
 }
 
@@ -100,7 +101,7 @@ func New(cfg Config) *Out {
 		cfg: cfg, ctx: ctx, cancel: cancel,
 		attempts: make(map[stack.TransportEndpointID]*attempt),
 		names:    make(map[stack.TransportEndpointID]struct{}),
-		open:     make(map[*stream]struct{}),
+		open:     make(map[*stream.Stream]struct{}),
 	}
 	// The forwarder's own limit is never met, and must not be: it drops a SYN
 	// without a word, and the attempt would never end.
@@ -254,7 +255,7 @@ func (o *Out) report(kind icmp.Kind, target, initiating netip.Addr, quote []byte
 }
 
 // relay moves bytes until the flow ends.
-func (o *Out) relay(s *stream, host *net.TCPConn, f *flow.Flow) {
+func (o *Out) relay(s *stream.Stream, host *net.TCPConn, f *flow.Flow) {
 	o.mu.Lock()
 	if o.closed {
 		s.Abort()

@@ -3,7 +3,7 @@ package udpout
 import (
 	"net/netip"
 
-	"github.com/postern-net/postern/stack/internal/hostsock"
+	"github.com/postern-net/postern/stack/hostsock"
 )
 
 const (

@@ -6,9 +6,9 @@ import (
 
 	"github.com/postern-net/postern/proto/icmp"
 	"github.com/postern-net/postern/stack/guard"
+	"github.com/postern-net/postern/stack/hostsock"
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/internal/hosterr"
-	"github.com/postern-net/postern/stack/internal/hostsock"
 )
 
 // defaultTTL is the hop limit that Linux gives datagrams by default. One below

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/postern-net/postern/stack/guard"
+	"github.com/postern-net/postern/stack/hostsock"
 	"github.com/postern-net/postern/stack/internal/flow"
-	"github.com/postern-net/postern/stack/internal/hostsock"
 )
 
 // mapping is one address and port of the container with its socket.

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/postern-net/postern/stack/hostsock/nstest"
 	"github.com/postern-net/postern/stack/internal/flow"
-	"github.com/postern-net/postern/stack/internal/hostsock/nstest"
 )
 
 func pattern(n int) []byte {

@@ -3,9 +3,9 @@ package udpout
 import (
 	"time"
 
+	"github.com/postern-net/postern/stack/hostsock"
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/internal/hosterr"
-	"github.com/postern-net/postern/stack/internal/hostsock"
 )
 
 var _ hostsock.Handler = (*mapping)(nil)

@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/postern-net/postern/stack/hostsock"
 	"github.com/postern-net/postern/stack/internal/flow"
-	"github.com/postern-net/postern/stack/internal/hostsock"
 )
 
 // dnsReserve is how many of flow.MaxUDP mappings only mappings towards name

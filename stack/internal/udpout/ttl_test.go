@@ -8,7 +8,7 @@ import (
 
 	"github.com/postern-net/postern/proto/icmp"
 	"github.com/postern-net/postern/proto/inet"
-	"github.com/postern-net/postern/stack/internal/hostsock/nstest"
+	"github.com/postern-net/postern/stack/hostsock/nstest"
 )
 
 func TestHopLimitIsPassedOnLessOne(t *testing.T) {

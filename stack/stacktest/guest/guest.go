@@ -7,6 +7,7 @@
 package guest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,8 +18,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/postern-net/postern/stack/internal/hostsock/nstest"
+	"github.com/postern-net/postern/stack/hostsock/nstest"
 	"github.com/postern-net/postern/stack/netplan"
+	"github.com/postern-net/postern/stack/stacktest"
 	"github.com/postern-net/postern/stack/tap"
 )
 
@@ -150,7 +152,8 @@ func OpenPacket(name string) (fd int, err error) {
 	return fd, nil
 }
 
-// Configure gives the interface the container's addresses and default routes.
+// Configure gives the interface the container's addresses and default routes, and
+// waits until it takes packets for them.
 func (g *Guest) Configure(tb testing.TB, plan netplan.Plan) {
 	tb.Helper()
 	g.Do(tb, func() error {
@@ -170,6 +173,25 @@ func (g *Guest) Configure(tb testing.TB, plan netplan.Plan) {
 			}
 		}
 		return nil
+	})
+	if plan.V6.On() {
+		g.awaitLocal(tb, plan.V6.Container)
+	}
+}
+
+// awaitLocal waits for the route that delivers packets for an IPv6 address. The
+// kernel adds it from a work queue, which on a machine that makes and deletes
+// network namespaces all the time may take it a second.
+func (g *Guest) awaitLocal(tb testing.TB, a netip.Addr) {
+	tb.Helper()
+	route := fmt.Sprintf("%x 80 ", a.As16()) // destination and prefix length, 128
+	stacktest.Eventually(tb, fmt.Sprintf("%s to take packets for %s", Name, a), func() (ready bool) {
+		g.Do(tb, func() error {
+			b, err := os.ReadFile("/proc/thread-self/net/ipv6_route")
+			ready = bytes.Contains(b, []byte(route))
+			return err
+		})
+		return ready
 	})
 }
 

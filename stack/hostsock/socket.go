@@ -28,6 +28,8 @@ const MaxPayload = 65507
 type Socket struct {
 	v6    bool
 	local netip.AddrPort
+	// shared says that other processes may hold the same open file description.
+	shared bool
 
 	// mu is held for reading during a system call on fd and for writing to close
 	// it, so that a descriptor is never used after its number was given away.
@@ -134,6 +136,9 @@ func (s *Socket) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd >= 0 {
+		if s.shared && s.poller != nil {
+			s.poller.unwatch(s.fd)
+		}
 		_ = unix.Close(s.fd)
 		s.fd = -1
 	}

@@ -1,6 +1,7 @@
 package hostsock
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"unsafe"
 
@@ -10,8 +11,14 @@ import (
 // Message is what one receive brought. Payload is valid only during the call
 // that it is passed to.
 type Message struct {
-	From    netip.AddrPort
-	Payload []byte
+	From netip.AddrPort
+	// Local is the host's address that the message was sent to, and Interface the
+	// index of the interface by which it came; both are set for adopted sockets
+	// only. For a group or broadcast Local is what a reply may come from: the
+	// interface's address over IPv4, the zero Addr over IPv6, where there is none.
+	Local     netip.Addr
+	Interface int
+	Payload   []byte
 	// Segment is 0 if Payload is one datagram. Otherwise Payload holds several of
 	// Segment bytes each, the last possibly shorter.
 	Segment int
@@ -64,8 +71,9 @@ func (r *reader) message(s *Socket) (Message, unix.Errno) {
 		return Message{}, e
 	}
 	m := Message{From: getName(&r.name), Payload: r.buf[:n]}
-	if size := segmentSize(r.control()); size > 0 && size < n {
-		m.Segment = size
+	m.readControl(r.control())
+	if m.Segment >= n {
+		m.Segment = 0
 	}
 	return m, 0
 }
@@ -86,17 +94,36 @@ func (r *reader) report(s *Socket) (Report, unix.Errno) {
 	return rep, 0
 }
 
-// segmentSize returns the value of UDP_GRO among control messages, or 0.
-func segmentSize(control []byte) int {
+// Layout of struct in_pktinfo (ip(7)) and of struct in6_pktinfo (ipv6(7)) in
+// bytes: IPv4 has the index, the local address and the header's destination, IPv6
+// the destination and the index.
+const (
+	pktinfo4Len     = 12
+	pktinfo4LocalAt = 4
+	pktinfo6Len     = 20
+	pktinfo6IndexAt = 16
+)
+
+// readControl takes segment size and local address from control messages.
+// What it does not know it passes over.
+func (m *Message) readControl(control []byte) {
 	for len(control) >= unix.CmsgLen(0) {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(control)
 		if err != nil {
-			return 0
+			return
 		}
-		if h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4 {
-			return int(*(*int32)(unsafe.Pointer(unsafe.SliceData(data))))
+		switch {
+		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
+			m.Segment = max(0, int(int32(binary.NativeEndian.Uint32(data))))
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= pktinfo4Len:
+			m.Interface = int(binary.NativeEndian.Uint32(data))
+			m.Local = netip.AddrFrom4([4]byte(data[pktinfo4LocalAt:]))
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= pktinfo6Len:
+			m.Interface = int(binary.NativeEndian.Uint32(data[pktinfo6IndexAt:]))
+			if a := netip.AddrFrom16([16]byte(data)); !a.IsMulticast() {
+				m.Local = a
+			}
 		}
 		control = rest
 	}
-	return 0
 }

@@ -1,4 +1,6 @@
-package tcpout
+// Package stream makes a TCP endpoint of netstack a relay.Stream, for flows of
+// either direction.
+package stream
 
 import (
 	"errors"
@@ -21,8 +23,8 @@ const (
 	guestKeepaliveInterval = 75 * time.Second
 )
 
-// stream is a netstack endpoint as a relay.Stream.
-type stream struct {
+// Stream is a netstack endpoint as a relay.Stream.
+type Stream struct {
 	ep       tcpip.Endpoint
 	wq       *waiter.Queue
 	in, out  waiter.Entry
@@ -40,11 +42,11 @@ type stream struct {
 	payload payloader
 }
 
-var _ relay.Stream = (*stream)(nil)
+var _ relay.Stream = (*Stream)(nil)
 
-// newStream takes ownership of the endpoint.
-func newStream(ep tcpip.Endpoint, wq *waiter.Queue) *stream {
-	s := &stream{ep: ep, wq: wq}
+// New takes ownership of a connected endpoint and its queue.
+func New(ep tcpip.Endpoint, wq *waiter.Queue) *Stream {
+	s := &Stream{ep: ep, wq: wq}
 	s.collect.s, s.discard.s = s, s
 	s.in, s.readable = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 	s.out, s.writable = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
@@ -64,13 +66,13 @@ func keepAlive(ep tcpip.Endpoint) {
 }
 
 // Readable implements relay.Stream.
-func (s *stream) Readable() <-chan struct{} { return s.readable }
+func (s *Stream) Readable() <-chan struct{} { return s.readable }
 
 // Writable implements relay.Stream.
-func (s *stream) Writable() <-chan struct{} { return s.writable }
+func (s *Stream) Writable() <-chan struct{} { return s.writable }
 
 // Peek implements relay.Stream.
-func (s *stream) Peek(bufs [][]byte) ([][]byte, error) {
+func (s *Stream) Peek(bufs [][]byte) ([][]byte, error) {
 	s.bufs = bufs
 	_, err := s.ep.Read(&s.collect, tcpip.ReadOptions{Peek: true})
 	bufs, s.bufs = s.bufs, nil
@@ -87,7 +89,7 @@ func (s *stream) Peek(bufs [][]byte) ([][]byte, error) {
 }
 
 // Consume implements relay.Stream.
-func (s *stream) Consume(n int) {
+func (s *Stream) Consume(n int) {
 	s.consume = n
 	// The writer takes n bytes and refuses the next: that ends the read.
 	_, _ = s.ep.Read(&s.discard, tcpip.ReadOptions{})
@@ -95,7 +97,7 @@ func (s *stream) Consume(n int) {
 }
 
 // Fill implements relay.Stream.
-func (s *stream) Fill(n int, read func([]byte) error) (int, error) {
+func (s *Stream) Fill(n int, read func([]byte) error) (int, error) {
 	s.payload = payloader{left: n, read: read}
 	took, err := s.ep.Write(&s.payload, tcpip.WriteOptions{})
 	switch {
@@ -111,16 +113,16 @@ func (s *stream) Fill(n int, read func([]byte) error) (int, error) {
 }
 
 // CloseWrite implements relay.Stream.
-func (s *stream) CloseWrite() {
+func (s *Stream) CloseWrite() {
 	s.ended.Store(true)
 	_ = s.ep.Shutdown(tcpip.ShutdownWrite)
 }
 
 // Abort implements relay.Stream.
-func (s *stream) Abort() { s.ep.Abort() }
+func (s *Stream) Abort() { s.ep.Abort() }
 
 // OnReset implements relay.Stream.
-func (s *stream) OnReset(fn func()) {
+func (s *Stream) OnReset(fn func()) {
 	notify := func(waiter.EventMask) {
 		if s.wasReset() {
 			fn()
@@ -135,7 +137,7 @@ func (s *stream) OnReset(fn func()) {
 // wasReset reads the endpoint's state without its lock, which whoever notifies
 // may hold. A RST after the container's end of stream leaves the same state as
 // an orderly end, but that one cannot come before our own end of stream.
-func (s *stream) wasReset() bool {
+func (s *Stream) wasReset() bool {
 	switch tcp.EndpointState(s.ep.State()) {
 	case tcp.StateError:
 		return true
@@ -146,7 +148,7 @@ func (s *stream) wasReset() bool {
 }
 
 // Close implements relay.Stream.
-func (s *stream) Close() {
+func (s *Stream) Close() {
 	s.wq.EventUnregister(&s.in)
 	s.wq.EventUnregister(&s.out)
 	if s.hooked {
@@ -159,7 +161,7 @@ func (s *stream) Close() {
 func streamError(err tcpip.Error) error { return errors.New(err.String()) }
 
 // collector is the io.Writer with which Peek learns where the bytes lie.
-type collector struct{ s *stream }
+type collector struct{ s *Stream }
 
 func (c *collector) Write(b []byte) (int, error) {
 	if len(c.s.bufs) == cap(c.s.bufs) {
@@ -172,7 +174,7 @@ func (c *collector) Write(b []byte) (int, error) {
 }
 
 // discarder is the io.Writer with which Consume drops bytes.
-type discarder struct{ s *stream }
+type discarder struct{ s *Stream }
 
 func (d *discarder) Write(b []byte) (int, error) {
 	n := min(len(b), d.s.consume)

@@ -231,8 +231,9 @@ func TestParseReportOfGarbage(t *testing.T) {
 		if r := parseReport(b); r.Kind != 0 {
 			t.Errorf("%x: %+v", b, r)
 		}
-		if n := segmentSize(b); n != 0 {
-			t.Errorf("%x: segment %d", b, n)
+		var m Message
+		if m.readControl(b); m.Segment != 0 || m.Local.IsValid() {
+			t.Errorf("%x: %+v", b, m)
 		}
 	}
 }
@@ -245,7 +246,7 @@ func FuzzParseReport(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		parseReport(b)
 		parseExtended(append(make([]byte, extendedErrLen), b...))
-		segmentSize(b)
+		new(Message).readControl(b)
 	})
 }
 

@@ -4,7 +4,7 @@ import (
 	"os"
 	"testing"
 
-	"github.com/postern-net/postern/stack/internal/hostsock/nstest"
+	"github.com/postern-net/postern/stack/hostsock/nstest"
 )
 
 func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }

@@ -28,8 +28,8 @@ func putName(n *name, ap netip.AddrPort) uint32 {
 	return unix.SizeofSockaddrInet6
 }
 
-// getName reads an address of either family. The zone is left out: link-local
-// peers are never sent to.
+// getName reads an address of either family. The zone is left out; a Message has
+// the interface apart.
 func getName(n *name) netip.AddrPort {
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&n.Port))[:])
 	switch n.Family {
@@ -69,8 +69,8 @@ func setIovec(v *unix.Iovec, b []byte) {
 	v.SetLen(len(b))
 }
 
-// controls is room for the control messages of one send. A hop limit and a
-// segment size take 48 bytes. The array of words aligns it for struct cmsghdr.
+// controls is room for the control messages of one send. A hop limit, a segment
+// size and a source take 88 bytes. The array of words aligns it for struct cmsghdr.
 type controls struct {
 	buf [16]uint64
 	n   int
@@ -92,6 +92,25 @@ func (c *controls) add(level, typ int32, size int) unsafe.Pointer {
 func (c *controls) addInt32(level, typ int32, v int32) { *(*int32)(c.add(level, typ, 4)) = v }
 
 func (c *controls) addUint16(level, typ int32, v uint16) { *(*uint16)(c.add(level, typ, 2)) = v }
+
+// addPktinfo4 asks for a source address and an interface (ip(7), IP_PKTINFO).
+func (c *controls) addPktinfo4(from netip.Addr, index int) {
+	info := (*unix.Inet4Pktinfo)(c.add(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo))
+	*info = unix.Inet4Pktinfo{Ifindex: int32(index)}
+	if from = from.Unmap(); from.Is4() {
+		info.Spec_dst = from.As4()
+	}
+}
+
+// addPktinfo6 is addPktinfo4's counterpart (ipv6(7), IPV6_PKTINFO). A dual-stack
+// socket takes an IPv4 address in its mapped form.
+func (c *controls) addPktinfo6(from netip.Addr, index int) {
+	info := (*unix.Inet6Pktinfo)(c.add(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo))
+	*info = unix.Inet6Pktinfo{Ifindex: uint32(index)}
+	if from.IsValid() {
+		info.Addr = from.As16()
+	}
+}
 
 // attach makes the messages part of hdr.
 func (c *controls) attach(hdr *unix.Msghdr) {

@@ -1,6 +1,8 @@
-// Package hostsock has the datagram sockets that the engine opens on the host:
-// UDP sockets and ping sockets (SOCK_DGRAM with IPPROTO_ICMP), both unconnected,
-// non-blocking and with an error queue.
+// Package hostsock has the datagram sockets of the host: those that the engine
+// opens, UDP sockets and ping sockets (SOCK_DGRAM with IPPROTO_ICMP), both
+// unconnected, non-blocking and with an error queue, and UDP sockets that it is
+// handed for published ports (Adopt). The latter tell which of the host's addresses
+// a datagram was sent to, and have no error queue.
 //
 // A Socket is sent on through a Writer and received from by a Poller, which
 // hands what comes to the socket's Handler. A Poller serves any number of

@@ -85,7 +85,15 @@ func (p *Poller) Add(s *Socket, h Handler) error {
 	return nil
 }
 
-// remove forgets a socket. Closing its descriptor takes it out of the epoll
+// unwatch takes a descriptor out of the epoll instance, which closing it does not
+// do while another process has a copy (epoll(7), Questions 6): the instance would
+// report the socket for ever, to nobody.
+func (p *Poller) unwatch(fd int) {
+	// An error means that the instance is closed, or never had the descriptor.
+	_ = p.raw.Control(func(epoll uintptr) { _ = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_DEL, fd, nil) })
+}
+
+// remove forgets a socket. Closing its only descriptor takes it out of the epoll
 // instance; an event read before that finds no entry.
 func (p *Poller) remove(token uint64) {
 	p.mu.Lock()

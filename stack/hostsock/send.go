@@ -11,6 +11,13 @@ import (
 // Packet is something to send: one datagram, or several to the same place.
 type Packet struct {
 	To netip.AddrPort
+	// From is the host's address to send from, of the socket's family; the zero
+	// Addr leaves the choice to the kernel. Only a Message's Local or an address
+	// that the socket may be bound to is taken.
+	From netip.Addr
+	// Interface is the index of the interface to send by; 0 leaves it to the
+	// host's routes. A link-local To needs it.
+	Interface int
 	// TTL is the hop limit; 0 means the host's default.
 	TTL uint8
 	// Segment is 0 if Payload is one datagram. Otherwise Payload holds several of
@@ -69,7 +76,7 @@ func (w *Writer) Send(s *Socket, p Packet) (int, error) {
 
 func (w *Writer) sendOne(s *Socket, p Packet) (int, error) {
 	w.ctl.reset()
-	w.addTTL(s, p.TTL)
+	w.addOptions(s, p)
 	if e := w.transmit(s, p.Payload); e != 0 {
 		return 0, os.NewSyscallError("sendmsg", e)
 	}
@@ -86,7 +93,7 @@ func (w *Writer) sendBatch(s *Socket, p Packet) (int, error) {
 		return w.sendMany(s, p)
 	}
 	w.ctl.reset()
-	w.addTTL(s, p.TTL)
+	w.addOptions(s, p)
 	w.ctl.addUint16(unix.IPPROTO_UDP, unix.UDP_SEGMENT, uint16(p.Segment))
 	switch e := w.transmit(s, p.Payload); e {
 	case 0:
@@ -105,13 +112,21 @@ func (w *Writer) sendBatch(s *Socket, p Packet) (int, error) {
 	}
 }
 
-func (w *Writer) addTTL(s *Socket, ttl uint8) {
+// addOptions adds what a packet asks for to the control messages.
+func (w *Writer) addOptions(s *Socket, p Packet) {
 	switch {
-	case ttl == 0:
+	case p.TTL == 0:
 	case s.v6:
-		w.ctl.addInt32(unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT, int32(ttl))
+		w.ctl.addInt32(unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT, int32(p.TTL))
 	default:
-		w.ctl.addInt32(unix.IPPROTO_IP, unix.IP_TTL, int32(ttl))
+		w.ctl.addInt32(unix.IPPROTO_IP, unix.IP_TTL, int32(p.TTL))
+	}
+	switch {
+	case !p.From.IsValid() && p.Interface == 0:
+	case s.v6:
+		w.ctl.addPktinfo6(p.From, p.Interface)
+	default:
+		w.ctl.addPktinfo4(p.From, p.Interface)
 	}
 }
 
@@ -147,7 +162,7 @@ func mayBePending(e unix.Errno) bool {
 // stops halfway.
 func (w *Writer) sendMany(s *Socket, p Packet) (int, error) {
 	w.ctl.reset()
-	w.addTTL(s, p.TTL)
+	w.addOptions(s, p)
 	w.ctl.attach(&w.hdr)
 	hdrs := w.split(p)
 	sent, failed := 0, 0

@@ -1,0 +1,201 @@
+package relay
+
+import (
+	"errors"
+	"os"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrAborted is what Done gets when Abort was given no reason.
+var ErrAborted = errors.New("flow was aborted")
+
+// Splice is how two sockets are joined. Every field may be zero.
+type Splice struct {
+	// Out and In receive how many bytes went from a to b and from b to a: those that
+	// the other socket's kernel has taken.
+	Out, In *atomic.Uint64
+	// Prefix is sent to b before anything that comes from a. It is not counted. It
+	// must not change until Done.
+	Prefix []byte
+	// Done is called once, on the loop's thread, after both sockets were closed, and
+	// never before Splice has returned. err is nil if both directions ended in
+	// order, ErrClosed or what Abort was given, or wraps the errno (syscall.Errno)
+	// with which one side failed.
+	Done func(err error)
+}
+
+// sides of a flow.
+const (
+	sideA = iota
+	sideB
+)
+
+// side is one socket of a flow.
+type side struct {
+	fd   int32
+	slot uint32
+	// readable and writable say that a call is worth a try. Events set them, a call
+	// that would have blocked clears them.
+	readable, writable bool
+	// ended says that nothing comes after what can be read, urgent that there was
+	// urgent data, broken that the socket has an error.
+	ended, urgent, broken bool
+	// stream says that a short read means there is no more. It does with TCP, but
+	// not with a unix socket, where a read ends at passed descriptors too.
+	stream bool
+}
+
+// Flow is two joined sockets. Its methods belong on the loop's thread.
+type Flow struct {
+	loop    *Loop
+	next    *Flow // in the queue
+	queued  bool
+	closed  bool
+	sides   [2]side
+	dirs    [2]direction // from the side of the same number to the other one
+	failure error        // set once; the flow is reset at its next turn
+	done    func(error)
+}
+
+// Splice relays between a and b, two connected non-blocking stream sockets (TCP or
+// unix), until both directions have ended, and owns them from now on: nobody else
+// may hold duplicates, or closing does not reach the peers.
+func (l *Loop) Splice(a, b int, o Splice) *Flow {
+	f := &Flow{loop: l, done: o.Done}
+	f.dirs[sideA].count, f.dirs[sideB].count = o.Out, o.In
+	f.dirs[sideA].pending = o.Prefix
+	l.flows.Add(1)
+	for i, fd := range [2]int{a, b} {
+		f.sides[i].fd = int32(fd)
+		f.sides[i].writable = true
+		f.sides[i].stream = prepare(int32(fd))
+		f.sides[i].slot = l.slots.add(slot{flow: f, side: uint8(i)})
+	}
+	for i := range f.sides {
+		// The kernel tells at once what there is already.
+		ev := l.slots.event(f.sides[i].slot, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLPRI|unix.EPOLLET)
+		if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, int(f.sides[i].fd), &ev); err != nil {
+			f.Abort(os.NewSyscallError("epoll_ctl", err))
+		}
+	}
+	if len(o.Prefix) > 0 {
+		l.ready.push(f)
+	}
+	if l.ending {
+		f.Abort(ErrClosed)
+	}
+	return f
+}
+
+// prepare sets a socket's options. It reports whether it is TCP.
+//
+// Until a direction has ended in order, closing resets: also when this process is
+// killed, since an end of stream would pass for the whole. Nothing waits for more to
+// be sent with it (Nagle), since the sender has decided that already. Urgent bytes
+// stay in their place in the stream, where RFC 6093 section 4 wants receivers to
+// have them; that they were urgent is not passed on.
+func prepare(fd int32) (tcp bool) {
+	setLinger(fd, true)
+	_ = setInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	if setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) != 0 {
+		return false
+	}
+	_ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepaliveIdle)
+	_ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepaliveInterval)
+	_ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepaliveCount)
+	_ = setInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	return true
+}
+
+// Abort resets both sides soon; Done gets err. A flow that has ended, or is about to
+// for another reason, is left alone. The peer of a unix socket sees an end of
+// stream, or ECONNRESET if it had sent what nobody read: it knows no other reset.
+func (f *Flow) Abort(err error) {
+	if err == nil {
+		err = ErrAborted
+	}
+	if f.closed || f.failure != nil {
+		return
+	}
+	f.failure = err
+	f.loop.ready.push(f)
+}
+
+// mark notes what an event says of one side.
+func (f *Flow) mark(i uint8, events uint32) {
+	s := &f.sides[i]
+	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR|unix.EPOLLPRI) != 0 {
+		s.readable = true
+	}
+	if events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.writable = true
+	}
+	s.ended = s.ended || events&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0
+	s.urgent = s.urgent || events&unix.EPOLLPRI != 0
+	s.broken = s.broken || events&unix.EPOLLERR != 0
+}
+
+// serve is the flow's turn. It reports whether the flow wants another one.
+func (f *Flow) serve() (again bool) {
+	if f.closed {
+		return false
+	}
+	for i := range f.sides {
+		if f.sides[i].broken && f.failure == nil {
+			f.sides[i].broken = false
+			if errno := pendingError(f.sides[i].fd); errno != 0 {
+				f.fail(i, "poll", errno)
+			}
+		}
+	}
+	for i := range f.dirs {
+		if f.failure == nil && !f.dirs[i].done && f.pump(i) {
+			again = true
+		}
+	}
+	switch {
+	case f.failure != nil:
+		f.close()
+		return false
+	case f.dirs[sideA].done && f.dirs[sideB].done:
+		f.close()
+		return false
+	}
+	return again
+}
+
+// fail ends the flow because a side does not work any more. What it had sent before
+// goes on to the other side as far as that takes it now, as a peer of its own could
+// still have read it.
+func (f *Flow) fail(i int, call string, errno syscall.Errno) {
+	if f.failure != nil {
+		return
+	}
+	f.failure = os.NewSyscallError(call, errno)
+	f.sides[i].readable = true
+	for !f.dirs[i].done && f.pump(i) {
+	}
+}
+
+// close ends the flow, with a reset unless both directions ended in order.
+func (f *Flow) close() {
+	f.closed = true
+	for i := range f.dirs {
+		f.loop.release(&f.dirs[i])
+	}
+	for i := range f.sides {
+		s := &f.sides[i]
+		if f.failure != nil {
+			setLinger(s.fd, true)
+		}
+		_ = unix.Close(int(s.fd)) // and out of the epoll instance with it
+		f.loop.slots.remove(s.slot)
+	}
+	f.loop.flows.Add(-1)
+	if f.done != nil {
+		f.done(f.failure)
+	}
+}

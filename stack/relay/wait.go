@@ -1,0 +1,42 @@
+package relay
+
+import (
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// wait fills events. It blocks until there is one or the next timer is due, unless
+// flows wait for their turn.
+//
+// The thread blocks in epoll_wait(2) itself, known to the scheduler as in a system
+// call. Waiting for the epoll instance in the runtime's poller instead adds 0.8 µs to
+// a round trip of 15 µs. The goroutine is not locked to its thread: that gains
+// nothing, and costs two switches of threads whenever the processor was given to
+// another goroutine meanwhile.
+func (l *Loop) wait() int {
+	timeout := l.timers.next()
+	if !l.ready.empty() || timeout == 0 {
+		return l.poll()
+	}
+	ms := -1
+	if timeout > 0 {
+		ms = int(min((timeout+time.Millisecond-1)/time.Millisecond, 1<<30))
+	}
+	n, err := unix.EpollWait(l.epoll, l.events[:], ms)
+	if err != nil { // only EINTR: the arguments are ours
+		return 0
+	}
+	return n
+}
+
+// poll fills events with what there is.
+func (l *Loop) poll() int {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll),
+		uintptr(unsafe.Pointer(&l.events[0])), maxEvents, 0, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
+}
