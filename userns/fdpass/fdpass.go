@@ -8,6 +8,8 @@
 // came with it is closed: half a message is never acted on. Received descriptors
 // are close-on-exec from the first instant.
 //
+// RecvRaw takes more descriptors, of any sender, as numbers and not as files.
+//
 // A Conn sits on Go's poller: Close and deadlines interrupt a waiting Recv.
 // Sending and receiving may go on at the same time from different goroutines.
 package fdpass

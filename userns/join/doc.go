@@ -12,6 +12,8 @@
 //	OpenPID, OpenPaths   hold the namespaces: a Target
 //	Target.Open          TAP, netlink, sock_diag and packet sockets: Sockets
 //	Target.Start         a program of ours in the namespaces: a Process
+//	Target.SendSockets   clients' sockets of published ports, to another process
+//	Target.Listen        a listening socket for the container's own processes
 //
 // # The right process
 //
@@ -32,6 +34,23 @@
 // a veth pair. Its other end lives in a second network namespace of the same user
 // namespace, that nobody lives in: the child makes it (unshare), and makes an
 // AF_PACKET socket in it, which together with FarNetNS keeps it in being.
+//
+// # Sockets of published ports
+//
+// A client of a published port is taken to the container by a socket made in the
+// container's network namespace. Made ready (IP_TRANSPARENT, SO_MARK), it can be
+// bound to the client's own address and connected by a process without any rights
+// in there, so they are made in advance: a child makes some hundred in about two
+// milliseconds, sends them to the engine and ends. Nothing of ours stays in the
+// container, and no connection waits for a child.
+//
+// PreparePublishing has the answers find their way back. The server's socket takes
+// the mark over from the SYN, a rule sends what is marked to a table in which every
+// address is local, and so the answer to a client far away goes through the loopback
+// interface to the socket that is bound to its address. A UDP server's socket takes
+// no mark over. If it is bound to 127.0.0.1 or ::1, a rule for that source does the
+// same. If it is bound to no address, the kernel chooses the answer's source by the
+// route to the client, and the answer leaves by the container's interface.
 //
 // # Whom we enter
 //

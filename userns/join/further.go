@@ -35,7 +35,7 @@ func (t *Target) further(cmd Command) ([]namespace, error) {
 			continue
 		}
 		if t.proc == nil {
-			return list, fmt.Errorf("join the %s namespace of %s: a path names no process: give a process id: %w", kinds[w.kind], t.name, unix.ESRCH)
+			return list, fmt.Errorf("join the %s namespace of %s: %w", kinds[w.kind], t.name, ErrNoProcess)
 		}
 		f, err := t.openNS(w.name, w.kind)
 		if err != nil {

@@ -1,7 +1,6 @@
 package join
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -58,47 +57,16 @@ func (s *Sockets) Close() error {
 	return nil
 }
 
-// ErrOwnNetwork is wrapped by Open when the target's network namespace is the one
-// that we are in: there is nobody to serve, and an interface there would change
-// the host's own network.
-var ErrOwnNetwork = errors.New("it is in our own network namespace: name one that has a network of its own")
-
 // Open makes sockets in the target. The errors keep their errno: ENOENT, EACCES,
 // EPERM, ENXIO or ENODEV with "/dev/net/tun" mean that there is no TAP to be had
 // (see NoTUN), EBUSY that the interface exists.
 func (t *Target) Open(req Request) (*Sockets, error) {
-	same, err := sameFile(t.netns, "/proc/self/ns/net")
-	if err != nil {
-		return nil, fmt.Errorf("enter %s: %w", t.name, err)
-	}
-	if same {
-		return nil, fmt.Errorf("enter %s: %w", t.name, ErrOwnNetwork)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	v, err := t.visit(req)
 	if err != nil {
 		return nil, err
 	}
-	child, err := v.script.Fork(0)
-	if err != nil {
-		return nil, fmt.Errorf("enter %s: %w", t.name, err)
-	}
-	files, err := child.Result(ctx)
-	if err != nil {
-		rawfork.CloseAll(files)
-		return nil, t.explain(rawfork.Both(err, child.Kill()))
-	}
-	if err := child.Finish(); err != nil {
-		rawfork.CloseAll(files)
-		return nil, fmt.Errorf("enter %s: %w", t.name, err)
-	}
-	if len(files) != len(v.into) {
-		rawfork.CloseAll(files)
-		return nil, fmt.Errorf("enter %s: %d descriptors came back, want %d", t.name, len(files), len(v.into))
-	}
-	for i, f := range files {
-		*v.into[i] = f
+	if err := t.pay(v); err != nil {
+		return nil, err
 	}
 	return v.sockets, nil
 }
@@ -135,8 +103,19 @@ func (t *Target) explain(err error) error {
 			return t.notOwner(step)
 		}
 	}
-	return fmt.Errorf("%s in %s: %w", step.What, t.name, step.Errno)
+	return &placedError{step, t.name}
 }
+
+// placedError says in which target a step failed.
+type placedError struct {
+	step   *rawfork.StepError
+	target string
+}
+
+func (e *placedError) Error() string {
+	return e.step.What + " in " + e.target + ": " + e.step.Errno.Error()
+}
+func (e *placedError) Unwrap() error { return e.step }
 
 // tunError is about opening /dev/net/tun.
 type tunError struct{ errno unix.Errno }

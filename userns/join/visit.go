@@ -19,13 +19,21 @@ const (
 	stepTUN    = "open /dev/net/tun"
 )
 
-// visit is what the child of Open does, and where the descriptors go that it
-// sends.
+// visit is what a child does that comes back at once, and where the descriptors go
+// that it sends.
 type visit struct {
 	script  *rawfork.Script
 	sent    *rawfork.Descriptors
 	into    []**os.File
 	sockets *Sockets
+}
+
+// newVisit starts a visit that brings up to count descriptors: the child has
+// entered the target.
+func (t *Target) newVisit(count int) *visit {
+	v := &visit{script: &rawfork.Script{}, sent: rawfork.NewDescriptors(count), sockets: &Sockets{}}
+	t.enter(v.script)
+	return v
 }
 
 // visit prepares the script for req.
@@ -40,12 +48,11 @@ func (t *Target) visit(req Request) (*visit, error) {
 	if req.Packet {
 		count += 3
 	}
-	v := &visit{script: &rawfork.Script{}, sent: rawfork.NewDescriptors(count), sockets: &Sockets{}}
-	t.enter(v.script)
+	v := t.newVisit(count)
 	if req.TAP != "" {
 		v.tap(req.TAP)
 	}
-	v.socket("open a netlink socket", &v.sockets.Route, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	v.route()
 	v.socket("open a sock_diag socket", &v.sockets.Diag, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK, unix.NETLINK_SOCK_DIAG)
 	if req.Packet {
 		v.packet()
@@ -77,6 +84,10 @@ func (v *visit) socket(what string, into **os.File, domain, kind, protocol int) 
 		What: what, Nr: unix.SYS_SOCKET,
 		Args: [6]rawfork.Arg{rawfork.Int(domain), rawfork.Int(kind | unix.SOCK_CLOEXEC), rawfork.Int(protocol)},
 	})
+}
+
+func (v *visit) route() {
+	v.socket("open a netlink socket", &v.sockets.Route, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 }
 
 // tap opens the device and creates the interface (Documentation/networking/tuntap).

@@ -1,4 +1,4 @@
-// Package rtnl configures interfaces, addresses and routes through an rtnetlink
+// Package rtnl configures interfaces, addresses, routes and rules through an rtnetlink
 // socket that somebody else made (rtnetlink(7)), so that it works on a network
 // namespace that we are not in.
 //

@@ -101,12 +101,24 @@ func answer(b []byte, seq uint32, op string, data func(reply)) (done bool, err e
 			}
 			return true, nil
 		case r.kind == unix.NLMSG_DONE:
-			return true, nil
+			return true, dumpError(r, op)
 		case data != nil:
 			data(r)
 		}
 	}
 	return false, nil
+}
+
+// dumpError is the error that a dump ended with, nil if it is complete: an int, less
+// than 0 for an errno, that some kernels leave out.
+func dumpError(r reply, op string) error {
+	if len(r.body) < 4 {
+		return nil
+	}
+	if code := int32(host.Uint32(r.body)); code < 0 {
+		return &Error{Op: op, Errno: unix.Errno(-code)}
+	}
+	return nil
 }
 
 // receive waits for one datagram from the kernel.

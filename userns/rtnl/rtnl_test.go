@@ -153,6 +153,8 @@ func TestAnswer(t *testing.T) {
 		{"capped", nlmsg(unix.NLMSG_ERROR, tlvs|unix.NLM_F_CAPPED, 1, ackBody(unix.EINVAL, quoted, true, "mtu too big")), true, "op: invalid argument (mtu too big)"},
 		{"an older request's", nlmsg(unix.NLMSG_ERROR, 0, 9, ackBody(unix.EEXIST, quoted, false, "")), false, ""},
 		{"end of a dump", nlmsg(unix.NLMSG_DONE, 0, 1, make([]byte, 4)), true, ""},
+		{"end of a dump without a word", nlmsg(unix.NLMSG_DONE, 0, 1, nil), true, ""},
+		{"failed dump", nlmsg(unix.NLMSG_DONE, 0, 1, host.AppendUint32(nil, 0xfffffffe)), true, "op: no such file or directory"},
 		{"nothing", nil, false, ""},
 		{"short error", nlmsg(unix.NLMSG_ERROR, 0, 1, make([]byte, 8)), true, "op: malformed netlink answer"},
 		{"positive errno", nlmsg(unix.NLMSG_ERROR, 0, 1, append(host.AppendUint32(nil, 5), make([]byte, 16)...)), true, "op: malformed netlink answer"},

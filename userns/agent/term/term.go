@@ -122,3 +122,10 @@ func Is(fd int) bool {
 	_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	return err == nil
 }
+
+// Controlled reports whether this process has a controlling terminal.
+func Controlled() bool {
+	t := Open()
+	defer t.Close()
+	return t != nil
+}

@@ -25,9 +25,10 @@ func (d *Descriptors) Next() *int32 {
 	return (*int32)(unsafe.Pointer(&d.oob[at : at+4][0]))
 }
 
-// message is the msghdr of sendmsg(2), with one byte of data.
-func (d *Descriptors) message(s *Script) Arg {
-	iov := &unix.Iovec{Base: &make([]byte, 1)[0]}
+// Message is the address of the msghdr for a sendmsg(2) step of s: one byte of data
+// and the descriptors.
+func (d *Descriptors) Message(s *Script, body byte) Arg {
+	iov := &unix.Iovec{Base: &[]byte{body}[0]}
 	iov.SetLen(1)
 	m := &unix.Msghdr{Iov: iov, Control: &d.oob[0]}
 	m.SetIovlen(1)

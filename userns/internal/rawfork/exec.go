@@ -33,8 +33,9 @@ type Exec struct {
 // never overwrites one of them.
 const firstSpare = MaxExecFiles
 
-// MaxExecFiles is how many descriptors a program can be given.
-const MaxExecFiles = 64
+// MaxExecFiles is how many descriptors a program can be given: more than any needs,
+// and few enough that firstSpare is below a small limit of open files.
+const MaxExecFiles = 16
 
 // AddExec appends the steps that turn the child into the program. The returned
 // files are duplicates that the steps refer to; close them after Fork.

@@ -72,5 +72,5 @@ func cloneArgs(flags int, pidfd Arg) [6]Arg {
 // Send sends one byte over the control socket, with the descriptors that earlier
 // steps put into d.
 func (s *Script) Send(d *Descriptors) {
-	s.Call("send descriptors", unix.SYS_SENDMSG, Control.Arg(), d.message(s), Int(unix.MSG_NOSIGNAL))
+	s.Call("send descriptors", unix.SYS_SENDMSG, Control.Arg(), d.Message(s, 0), Int(unix.MSG_NOSIGNAL))
 }
