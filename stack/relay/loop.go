@@ -29,6 +29,7 @@ type Loop struct {
 	// The rest is the thread's own.
 	events [maxEvents]unix.EpollEvent
 	spare  []func() // the slice that orders becomes next
+	looks  int      // how often to look for events before blocking
 	ending bool     // new flows are reset
 	slots  slots
 	timers timers

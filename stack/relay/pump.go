@@ -93,9 +93,11 @@ func (f *Flow) finish(i int) {
 		return
 	}
 	dst := &f.sides[1-i]
-	if errno := shutdownWrite(dst.fd); errno != 0 {
-		f.fail(1-i, "shutdown", errno)
-		return
+	if !f.dirs[1-i].done { // else both sockets are closed now, which says the same
+		if errno := shutdownWrite(dst.fd); errno != 0 {
+			f.fail(1-i, "shutdown", errno)
+			return
+		}
 	}
 	f.dirs[i].done = true
 	setLinger(dst.fd, false) // the kernel delivers the rest, also without us

@@ -14,6 +14,8 @@ var ErrAborted = errors.New("flow was aborted")
 
 // Splice is how two sockets are joined. Every field may be zero.
 type Splice struct {
+	// A and B are what has been done to the sockets before.
+	A, B Preparation
 	// Out and In receive how many bytes went from a to b and from b to a: those that
 	// the other socket's kernel has taken.
 	Out, In *atomic.Uint64
@@ -71,7 +73,7 @@ func (l *Loop) Splice(a, b int, o Splice) *Flow {
 	for i, fd := range [2]int{a, b} {
 		f.sides[i].fd = int32(fd)
 		f.sides[i].writable = true
-		f.sides[i].stream = prepare(int32(fd))
+		f.sides[i].stream = [2]Preparation{o.A, o.B}[i].complete(int32(fd))
 		f.sides[i].slot = l.slots.add(slot{flow: f, side: uint8(i)})
 	}
 	for i := range f.sides {
@@ -88,26 +90,6 @@ func (l *Loop) Splice(a, b int, o Splice) *Flow {
 		f.Abort(ErrClosed)
 	}
 	return f
-}
-
-// prepare sets a socket's options. It reports whether it is TCP.
-//
-// Until a direction has ended in order, closing resets: also when this process is
-// killed, since an end of stream would pass for the whole. Nothing waits for more to
-// be sent with it (Nagle), since the sender has decided that already. Urgent bytes
-// stay in their place in the stream, where RFC 6093 section 4 wants receivers to
-// have them; that they were urgent is not passed on.
-func prepare(fd int32) (tcp bool) {
-	setLinger(fd, true)
-	_ = setInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
-	if setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) != 0 {
-		return false
-	}
-	_ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepaliveIdle)
-	_ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepaliveInterval)
-	_ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepaliveCount)
-	_ = setInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-	return true
 }
 
 // Abort resets both sides soon; Done gets err. A flow that has ended, or is about to

@@ -84,8 +84,8 @@ func shutdownWrite(fd int32) syscall.Errno {
 // control that paces (BBR, where it is the system's default) sets a timer for every
 // segment, which on a virtual machine costs more than moving the bytes does. It has
 // an effect only before the socket is connected; what a listener accepts takes it
-// over. Reno is in every kernel and allowed to everyone (tcp(7), tcp_allowed_congestion_control). Where it cannot be set, nothing
-// happens.
+// over. Reno is in every kernel and allowed to everyone (tcp(7),
+// tcp_allowed_congestion_control). Where it cannot be set, nothing happens.
 func Local(fd int) {
 	_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno")
 }

@@ -20,6 +20,9 @@ func (l *Loop) wait() int {
 	if !l.ready.empty() || timeout == 0 {
 		return l.poll()
 	}
+	if n := l.linger(); n > 0 {
+		return n
+	}
 	ms := -1
 	if timeout > 0 {
 		ms = int(min((timeout+time.Millisecond-1)/time.Millisecond, 1<<30))
@@ -29,6 +32,17 @@ func (l *Loop) wait() int {
 		return 0
 	}
 	return n
+}
+
+// linger looks for events while bulk data is on the move.
+func (l *Loop) linger() int {
+	for ; l.looks > 0; l.looks-- {
+		if n := l.poll(); n > 0 {
+			return n
+		}
+		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	}
+	return 0
 }
 
 // poll fills events with what there is.

@@ -4,9 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// sendPauses is how long Send waits before it tries again after ETOOMANYREFS: more
+// descriptors of this user's are on their way than we may open (RLIMIT_NOFILE). The
+// kernel counts those of all of a user's processes, so they may be other instances';
+// they arrive in no time.
+var sendPauses = []time.Duration{time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond, 256 * time.Millisecond}
 
 // Send sends one message. The files stay the caller's and stay open; their
 // blocking mode is left alone. A peer that is gone is EPIPE or ECONNRESET.
@@ -31,6 +38,13 @@ func (c *Conn) write(msg []byte, fds []int) error {
 		oob = unix.UnixRights(fds...)
 	}
 	n, _, err := c.sock.WriteMsgUnix(msg, oob, nil)
+	for _, pause := range sendPauses {
+		if !errors.Is(err, unix.ETOOMANYREFS) {
+			break
+		}
+		time.Sleep(pause)
+		n, _, err = c.sock.WriteMsgUnix(msg, oob, nil)
+	}
 	if err == nil && n != len(msg) {
 		err = fmt.Errorf("%d of %d bytes: %w", n, len(msg), ErrTruncated)
 	}

@@ -19,7 +19,7 @@ var ErrNoPublishing = errors.New("clients of published ports cannot have sockets
 // sysctl is a setting of a network namespace, below /proc/sys/net.
 type sysctl struct {
 	path, value string
-	optional    bool // the file is missing where there is no IPv6
+	optional    bool // the file may be missing
 }
 
 // publishing is what connections from sockets of SendSockets need
@@ -33,10 +33,14 @@ var publishing = []sysctl{
 	// A client's port may be any; the sockets are bound by the engine, which has
 	// no capability in there. It holds for IPv6 too. (Docker sets it in its containers.)
 	{"ipv4/ip_unprivileged_port_start", "0", false},
+	// All peers in there are on this machine. A congestion control that paces (BBR,
+	// where it is the system's default) sets a timer for every segment, for nothing.
+	// Reno is in every kernel; kernels before 4.15 have the setting once for all.
+	{"ipv4/tcp_congestion_control", "reno", true},
 }
 
 // PreparePublishing sets the network namespace up for the sockets of SendSockets:
-// four sysctls, and rules and routes (rtnl.InstallPublishing). It can be done again
+// some sysctls, and rules and routes (rtnl.InstallPublishing). It can be done again
 // at any time. The namespace is the container's own and nobody else's, so nothing
 // is remembered and nothing put back: it ends with the namespace.
 //

@@ -3,8 +3,6 @@ package join
 import (
 	"fmt"
 	"os"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,10 +23,6 @@ const (
 	// ends, beside copies of our own descriptors; a limit of 1024 has to do.
 	socketsPerVisit = 4 * SocketsPerMessage
 )
-
-// sendPauses is how long the child waits before it tries a send again: together
-// longer than an engine needs to come to its senses, shorter than patience.
-var sendPauses = []time.Duration{time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond, 256 * time.Millisecond}
 
 // socketOption is one setsockopt(2) with an int; what is for errors.
 type socketOption struct {
@@ -112,7 +106,7 @@ func (t *Target) sendBatch(to int, kind handoff.SocketKind, plan socketPlan, n i
 		for range batch {
 			makeSocket(s, kind.String(), plan, fd, message.Next())
 		}
-		sendPatiently(s, to, message.Message(s, byte(kind)))
+		s.SendMessage("send sockets", rawfork.Int(to), message.Message(s, byte(kind)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	}
 	_, err := t.perform(s)
 	return err
@@ -129,23 +123,4 @@ func makeSocket(s *rawfork.Script, name string, p socketPlan, fd rawfork.Reg, po
 		s.Call("set "+o.what+" on a "+name+" socket", unix.SYS_SETSOCKOPT,
 			fd.Arg(), rawfork.Int(o.level), rawfork.Int(o.name), rawfork.Pin(s, &value), rawfork.Int(4))
 	}
-}
-
-// sendPatiently sends a message, and tries again a few times when the receiver has
-// not made room.
-func sendPatiently(s *rawfork.Script, to int, message rawfork.Arg) {
-	sent := s.NewLabel()
-	send := rawfork.Step{
-		What: "send sockets", Nr: unix.SYS_SENDMSG, NonZero: sent,
-		Args: [6]rawfork.Arg{rawfork.Int(to), message, rawfork.Int(unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL)},
-	}
-	for _, d := range sendPauses {
-		try := send
-		try.Ignore = [3]syscall.Errno{unix.EAGAIN, unix.ETOOMANYREFS, unix.ENOBUFS}
-		s.Add(try)
-		pause := unix.NsecToTimespec(d.Nanoseconds())
-		s.Call("wait for the receiver", unix.SYS_NANOSLEEP, rawfork.Pin(s, &pause), rawfork.Int(0))
-	}
-	s.Add(send)
-	s.Place(sent)
 }

@@ -57,6 +57,11 @@ func Configure(route *os.File, cfg Interface) (Link, error) {
 			return Link{}, err
 		}
 	}
+	for _, p := range cfg.Addrs {
+		if err := awaitLocal(route, p.Addr()); err != nil {
+			return Link{}, err
+		}
+	}
 	for _, gw := range cfg.Gateways {
 		op := fmt.Sprintf("add default route via %s on %s", gw, cfg.Name)
 		if err := exchange(route, op, routeMessage(l.Index, gw, onLink(gw, cfg.Addrs)), nil); err != nil {
@@ -66,8 +71,8 @@ func Configure(route *os.File, cfg Interface) (Link, error) {
 	return l, nil
 }
 
-// addressMessage adds or replaces an address. An IPv6 address is usable at once,
-// without duplicate address detection (RFC 4862, section 5.4): there is no one
+// addressMessage adds or replaces an address. An IPv6 address is usable after a moment
+// (awaitLocal), without duplicate address detection (RFC 4862, section 5.4): there is no one
 // else on the link, and one second would be lost.
 func addressMessage(index int, p netip.Prefix) *message {
 	family, flags := uint8(unix.AF_INET), uint8(unix.IFA_F_PERMANENT)

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,8 +27,6 @@ func attr(kind uint16, value ...byte) []byte {
 	b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
 	return append(b, make([]byte, (4-len(b)%4)%4)...)
 }
-
-var equal = cmpopts.EquateComparable(netip.AddrPort{})
 
 func TestParse(t *testing.T) {
 	tcp4, tcp6, udp6 := queries[0], queries[1], queries[3]

@@ -3,6 +3,7 @@ package rawfork
 import (
 	"runtime"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,8 +70,30 @@ func cloneArgs(flags int, pidfd Arg) [6]Arg {
 	return [6]Arg{Int(flags), Int(0), pidfd}
 }
 
+// sendPauses is how long the child waits before it tries a send again: together
+// longer than an engine needs to come to its senses, a third of a second.
+var sendPauses = []time.Duration{time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond, 256 * time.Millisecond}
+
 // Send sends one byte over the control socket, with the descriptors that earlier
 // steps put into d.
 func (s *Script) Send(d *Descriptors) {
-	s.Call("send descriptors", unix.SYS_SENDMSG, Control.Arg(), d.Message(s, 0), Int(unix.MSG_NOSIGNAL))
+	s.SendMessage("send descriptors", Control.Arg(), d.Message(s, 0), unix.MSG_NOSIGNAL)
+}
+
+// SendMessage sends a message with descriptors over a socket, and tries again a few
+// times when its receiver has not made room, or when more descriptors of this user's
+// are on their way than we may open: ETOOMANYREFS counts those of all of a user's
+// processes (unix(7)).
+func (s *Script) SendMessage(what string, to, message Arg, flags int) {
+	sent := s.NewLabel()
+	send := Step{What: what, Nr: unix.SYS_SENDMSG, NonZero: sent, Args: [6]Arg{to, message, Int(flags)}}
+	for _, d := range sendPauses {
+		try := send
+		try.Ignore = [3]syscall.Errno{unix.EAGAIN, unix.ETOOMANYREFS, unix.ENOBUFS}
+		s.Add(try)
+		pause := unix.NsecToTimespec(d.Nanoseconds())
+		s.Call("wait for the receiver", unix.SYS_NANOSLEEP, Pin(s, &pause), Int(0))
+	}
+	s.Add(send)
+	s.Place(sent)
 }

@@ -1,0 +1,73 @@
+package splice
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-net/postern/portdriver"
+	"github.com/postern-net/postern/portdriver/internal/admission"
+)
+
+const (
+	// stockWait is how long a client waits for a socket of the container's netns.
+	// The stock orders again after half a second, and an engine's or supervisor's
+	// replacement takes one.
+	stockWait = 5 * time.Second
+	// maxWaiting is how many clients wait for a kind of socket, more stay in the kernel's
+	// backlog. Each holds a descriptor, and where these are short the sockets need
+	// them. An order brings as many or more, so a higher number would not have
+	// anyone served earlier.
+	maxWaiting = 8
+	// gracePause is how long after a refusal a server is tried again (Config.Grace).
+	gracePause = 10 * time.Millisecond
+	// acceptBudget is how many connections a listener may accept before others on
+	// its loop have their turn.
+	acceptBudget = 64
+	// deadPause is how long a listener rests that cannot accept for another reason
+	// than a shortage: someone who has a copy has shut it down.
+	deadPause = time.Second
+	// backlogPause is how long a unix socket's full backlog is given before the next
+	// try, the first time; it doubles up to maxBacklogPause. connect(2) does not wait
+	// there, but says EAGAIN.
+	backlogPause    = 5 * time.Millisecond
+	maxBacklogPause = 200 * time.Millisecond
+	// lookups is how many paths one listener may have looked up at a time.
+	lookups = 8
+	// closePatience is how long Close waits for the file system.
+	closePatience = 2 * time.Second
+	// complainEvery bounds how often a shortage is logged.
+	complainEvery = time.Minute
+)
+
+// A connection is pending until the server has answered. The container's server or
+// its root may see to it that none does, so a listener may have a part of all
+// pending ones only; and when those are used up by some, every other listener still
+// has a few.
+const (
+	maxPendingEach = portdriver.MaxPending / 8
+	minPendingEach = 4
+)
+
+// mayPend reports whether a listener with so many pending connections may accept one
+// more when there are so many in all.
+func mayPend(each, all int) bool {
+	return each < minPendingEach || each < maxPendingEach && all < portdriver.MaxPending
+}
+
+// capacity is how many connections there may be with a limit of descriptors. The
+// reserve is for the stock (see stock.MaxFor), the relay's pipes, listeners and
+// everything else that the engine has open.
+func capacity(limit uint64) int {
+	reserve := min(limit/4, 2048) + min(limit/4, 128)
+	return admission.Capacity(portdriver.MaxTCP, limit, int(reserve))
+}
+
+// openFiles is the process's limit of descriptors (RLIMIT_NOFILE, getrlimit(2)).
+func openFiles() uint64 {
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
+		return 1024 // what every Linux process has unless told otherwise
+	}
+	return r.Cur
+}
