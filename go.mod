@@ -15,6 +15,7 @@ require (
 )
 
 require (
+	github.com/containernetworking/plugins v1.9.1 // indirect
 	github.com/google/btree v1.1.3 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/pierrec/lz4/v4 v4.1.22 // indirect

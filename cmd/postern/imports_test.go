@@ -31,7 +31,7 @@ var topLevel = []string{"cmd", "stack", "userns", "portdriver", "proto", "go.mod
 // mayImport says which of our top-level directories each may import, besides itself.
 var mayImport = map[string][]string{
 	"cmd":        {"portdriver", "stack", "userns", "proto"},
-	"portdriver": {"proto"},
+	"portdriver": {"stack", "userns", "proto"},
 	"stack":      {"proto"},
 	"userns":     {"proto"},
 	"proto":      {},
