@@ -69,7 +69,7 @@ ping to the outside, and name service, from one static program.
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
 	})
-	root.AddCommand(a.runCommand(), a.attachCommand(), a.psCommand(), a.execCommand())
+	root.AddCommand(a.runCommand(), a.attachCommand(), a.portsCommand(), a.psCommand(), a.execCommand())
 	return root
 }
 

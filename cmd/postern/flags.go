@@ -11,6 +11,7 @@ import (
 
 	"github.com/postern-net/postern/cmd/postern/internal/instance"
 	"github.com/postern-net/postern/cmd/postern/internal/supervisor"
+	"github.com/postern-net/postern/portdriver/activation"
 	"github.com/postern-net/postern/stack"
 	"github.com/postern-net/postern/stack/netplan"
 	"github.com/postern-net/postern/userns/spawn"
@@ -31,6 +32,7 @@ type networkFlags struct {
 	logLevel, logFormat string
 	config              string
 	readyFD, exitFD     int
+	ports               portFlags
 }
 
 // loopbackAll is the value of --allow-host-loopback without ports.
@@ -38,6 +40,7 @@ const loopbackAll = "all"
 
 func (f *networkFlags) register(fs *pflag.FlagSet) {
 	fs.SortFlags = false
+	f.ports.register(fs)
 	fs.StringVar(&f.name, "name", "", "instance `NAME` (default: generated)")
 	fs.StringVar(&f.stateDir, "state-dir", "", "use `DIR` as the instance's directory (default: $XDG_RUNTIME_DIR/postern/NAME)")
 	fs.StringVar(&f.cidr, "cidr", netplan.DefaultV4.String(), "IPv4 `NETWORK`: gateway .2, name server .3, container .100")
@@ -71,12 +74,14 @@ func (f *networkFlags) parse(a *app) (cfg supervisor.Config, err error) {
 	}
 	for _, step := range []func(*supervisor.Config) error{
 		f.parseInstance, f.parsePlan, f.parseLink, f.parseReach, f.parseDNS, f.parseTimes, f.parseLog, f.parseFDs,
+		f.ports.parse,
 	} {
 		if err := step(&cfg); err != nil {
 			return supervisor.Config{}, err
 		}
 	}
-	return cfg, nil
+	cfg.Inherited, err = activation.Take(a.getenv, os.Getpid())
+	return cfg, err
 }
 
 func (f *networkFlags) parseInstance(*supervisor.Config) error {

@@ -50,6 +50,7 @@ func TestMain(m *testing.M) {
 		agent.Name:      main,
 		"resolve":       resolveMain,
 		"fetch":         fetchMain,
+		"listen":        listenMain,
 	})
 }
 

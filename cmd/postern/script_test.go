@@ -59,6 +59,8 @@ func runScripts(t *testing.T, dir string) {
 			"retry":   cmdRetry,
 			"empty":   cmdEmpty,
 			"serve":   cmdServe,
+
+			"freeport": cmdFreePort,
 		},
 	})
 }

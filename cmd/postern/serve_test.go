@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -35,7 +37,7 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // fetchMain prints what the URLs that are its arguments yield, as curl does; the
-// scripts must not depend on curl.
+// scripts must not depend on curl. unix:PATH is the root of a server on a socket.
 func fetchMain() {
 	client := &http.Client{Timeout: patience}
 	for _, url := range os.Args[1:] {
@@ -47,6 +49,14 @@ func fetchMain() {
 }
 
 func fetch(client *http.Client, url string) error {
+	if path, ok := strings.CutPrefix(url, "unix:"); ok {
+		url = "http://unix/"
+		client = &http.Client{Timeout: patience, Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", path)
+			},
+		}}
+	}
 	r, err := client.Get(url)
 	if err != nil {
 		return err

@@ -35,7 +35,7 @@ func listen(t *testing.T, src Source) (path string) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	path = filepath.Join(dir, "api.sock")
-	s, err := Listen(path, src)
+	s, err := Listen(path, src, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func TestErrors(t *testing.T) {
 	if code, body := get(t, c, "http://x/v1/postern/status"); code != http.StatusOK || !strings.Contains(body, `"frames_in":3`) {
 		t.Errorf("status = %d %s", code, body)
 	}
-	for _, path := range []string{"/", "/v1/ports", "/v1/info/x", "/v2/info"} {
+	for _, path := range []string{"/", "/v1/ports/", "/v1/info/x", "/v2/info"} {
 		code, body := get(t, c, "http://x"+path)
 		var e struct{ Message string }
 		if code != http.StatusNotFound || json.Unmarshal([]byte(body), &e) != nil || e.Message == "" {
@@ -105,7 +105,7 @@ func TestErrors(t *testing.T) {
 
 // TestWebPages is fault A5: what a browser may be tricked into sending.
 func TestWebPages(t *testing.T) {
-	h := Handler(&fakeSource{})
+	h := Handler(&fakeSource{}, nil)
 	for _, tc := range []struct {
 		host, origin string
 		want         int
@@ -137,7 +137,7 @@ func TestOtherUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := serve(newGate(l, os.Getuid()+1), &fakeSource{})
+	s := serve(newGate(l, os.Getuid()+1), &fakeSource{}, nil)
 	defer s.Close()
 	if r, err := client(l.Addr().String()).Get("http://x/v1/info"); err == nil {
 		r.Body.Close()
@@ -169,7 +169,7 @@ func TestSlowClients(t *testing.T) {
 // TestClose ends with connections open.
 func TestClose(t *testing.T) {
 	dir := t.TempDir()
-	s, err := Listen(filepath.Join(dir, "s"), &fakeSource{})
+	s, err := Listen(filepath.Join(dir, "s"), &fakeSource{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,8 @@ type inst struct {
 	cmd    *exec.Cmd
 	stderr *lockedBuffer
 	stdin  io.Closer
+	// inside is what postern exec enters it by, if that is not its name.
+	inside string
 	// mayTalk says that the test gives postern a reason to say something.
 	mayTalk bool
 	ended   chan error
@@ -40,8 +42,13 @@ func (a account) start(t testing.TB, name string, flags ...string) *inst {
 // begin runs postern and waits until the instance is published.
 func (a account) begin(t testing.TB, name string, args ...string) *inst {
 	t.Helper()
-	i := &inst{account: a, name: name, stderr: &lockedBuffer{}, ended: make(chan error, 1)}
-	i.cmd = a.postern(context.Background(), args...)
+	return a.launch(t, name, a.postern(context.Background(), args...))
+}
+
+// launch is begin for a command that becomes postern.
+func (a account) launch(t testing.TB, name string, cmd *exec.Cmd) *inst {
+	t.Helper()
+	i := &inst{account: a, name: name, cmd: cmd, stderr: &lockedBuffer{}, ended: make(chan error, 1)}
 	i.cmd.Stderr = i.stderr
 	pipe, err := i.cmd.StdinPipe()
 	if err != nil {
@@ -54,7 +61,7 @@ func (a account) begin(t testing.TB, name string, args ...string) *inst {
 	go func() { i.ended <- i.cmd.Wait() }()
 	t.Cleanup(func() { i.stop(t) })
 	if err := eventually(patience, func() error { _, err := i.info(); return err }); err != nil {
-		t.Fatalf("postern %s: %v\nstderr: %s", strings.Join(args, " "), err, i.stderr)
+		t.Fatalf("%s: %v\nstderr: %s", strings.Join(cmd.Args, " "), err, i.stderr)
 	}
 	return i
 }

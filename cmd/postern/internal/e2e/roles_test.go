@@ -26,6 +26,9 @@ func playRole(role string, args []string) int {
 		"@cycle":     cycleRole,
 		"@mounts":    mountsRole,
 		"@unix":      unixRole,
+		"@witness":   witnessRole,
+		"@ask":       askRole,
+		"@activate":  activateRole,
 	}
 	play := roles[role]
 	if play == nil {

@@ -57,6 +57,12 @@ const settleAfter = time.Second
 // two processors, with the same figures in bulk.
 func processors(n int) int { return max(min(n, 2), n/2) }
 
+// loops is how many threads relay published connections: half of the processors, for
+// the clients and servers do the other half of the work. A second thread on a machine
+// with two makes 32 clients wait for each other: 77,000 instead of 85,000 requests
+// a second.
+func loops() int { return max(1, runtime.NumCPU()/2) }
+
 // Main runs the engine process and returns its exit code.
 func Main() int {
 	closeStrays()
@@ -110,7 +116,13 @@ func receiveConfig(conn *seam.Conn) (*handoff.EngineConfig, []*os.File, error) {
 
 // serve runs the engine until the supervisor is gone or the device has died.
 func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File) int {
-	engine, device, err := build(cfg, files[0])
+	plan, err := planOf(cfg)
+	if err != nil {
+		seam.CloseAll(files)
+		return fail(conn, err, false)
+	}
+	log := logger(cfg)
+	engine, device, err := build(cfg, plan, files[0], log)
 	if err != nil {
 		return fail(conn, err, false)
 	}
@@ -121,8 +133,9 @@ func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File) int {
 		return exitFailed
 	}
 	var requests sync.WaitGroup
+	published := newPorts(conn, engine, plan, log)
 	requests.Go(func() {
-		answer(conn, engine)
+		answer(conn, engine, published)
 		cancel() // the supervisor is gone
 	})
 	settled := time.AfterFunc(settleAfter, debug.FreeOSMemory)
@@ -132,16 +145,12 @@ func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File) int {
 	}
 	_ = conn.Close()
 	requests.Wait()
+	published.close()
 	return 0
 }
 
 // build makes the engine from its configuration.
-func build(cfg *handoff.EngineConfig, endpoint *os.File) (*stack.Engine, *tap.Device, error) {
-	plan, err := planOf(cfg)
-	if err != nil {
-		_ = endpoint.Close()
-		return nil, nil, err
-	}
+func build(cfg *handoff.EngineConfig, plan netplan.Plan, endpoint *os.File, log *slog.Logger) (*stack.Engine, *tap.Device, error) {
 	kind := tap.TAP
 	if cfg.Endpoint == handoff.Packet {
 		kind = tap.Packet
@@ -164,7 +173,7 @@ func build(cfg *handoff.EngineConfig, endpoint *os.File) (*stack.Engine, *tap.De
 		Search:            cfg.Search,
 		UDPIdle:           cfg.UDPIdle,
 		UDPIdleUnreplied:  cfg.UDPIdleUnreplied,
-		Logger:            logger(cfg),
+		Logger:            log,
 	})
 	return engine, device, err
 }
@@ -191,21 +200,34 @@ func logger(cfg *handoff.EngineConfig) *slog.Logger {
 }
 
 // answer handles the supervisor's messages until it is gone.
-func answer(conn *seam.Conn, engine *stack.Engine) {
+func answer(conn *seam.Conn, engine *stack.Engine, published *ports) {
 	for {
 		m, files, err := conn.Recv()
 		if err != nil {
 			return
 		}
-		seam.CloseAll(files)
 		switch m := m.(type) {
+		case *handoff.EngineStock:
+			if err := published.stocked(m, files); err != nil {
+				_ = fail(conn, err, false)
+				return
+			}
+			continue
+		case *handoff.EnginePorts:
+			published.open(m, files)
+			continue
+		case *handoff.EngineShut:
+			published.shut(m.Rule)
 		case *handoff.EngineResolvers:
 			engine.SetUpstreams(m.Upstreams)
 			engine.SetSearch(m.Search)
 		case *handoff.EngineSnapshotRequest:
 			s := engine.Snapshot()
 			// A supervisor that cannot be answered is gone; Recv finds out.
-			_ = conn.Send(&handoff.EngineSnapshot{Seq: m.Seq, Counters: s.Counters, TCP: s.TCP, UDP: s.UDP, Echo: s.Echo})
+			out := handoff.EngineSnapshot{Seq: m.Seq, Counters: s.Counters, TCP: s.TCP, UDP: s.UDP, Echo: s.Echo}
+			published.count(&out)
+			_ = conn.Send(&out)
 		}
+		seam.CloseAll(files)
 	}
 }

@@ -33,6 +33,9 @@ func (s *session) connect(target *join.Target) error {
 	if err != nil {
 		return err
 	}
+	if s.publisher != nil {
+		s.publisher.connect(target, s.containerRoot)
+	}
 	if notice != "" {
 		notify(s.cfg.Stderr, notice)
 	}

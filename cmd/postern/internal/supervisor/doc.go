@@ -43,6 +43,9 @@ import (
 	"os"
 	"time"
 
+	"github.com/postern-net/postern/portdriver"
+	"github.com/postern-net/postern/portdriver/activation"
+	"github.com/postern-net/postern/portdriver/auto"
 	"github.com/postern-net/postern/stack/netplan"
 	"github.com/postern-net/postern/userns/spawn"
 )
@@ -93,6 +96,15 @@ type Config struct {
 	DNS                       []netip.Addr
 	DNSSearch                 []string
 	UDPIdle, UDPIdleUnreplied time.Duration
+
+	// Publish are the ports to publish, PublishAuto follows what the container
+	// listens on, but for AutoExcept. Inherited are the listeners that came with
+	// the process (sd_listen_fds(3)); rules may name them.
+	Publish     []portdriver.Spec
+	PublishAuto bool
+	AutoExcept  auto.Exclusions
+	PortDriver  PortDriver
+	Inherited   []activation.Inherited
 
 	LogLevel slog.Level
 	LogJSON  bool

@@ -15,9 +15,10 @@ import (
 
 // endpoint is our end of the container's interface.
 type endpoint struct {
-	kind handoff.EndpointKind
-	file *os.File
-	mac  [6]byte
+	kind  handoff.EndpointKind
+	file  *os.File
+	index int // of the container's interface
+	mac   [6]byte
 }
 
 func (e *endpoint) close() {
@@ -121,7 +122,7 @@ func finish(kind handoff.EndpointKind, f *os.File, link rtnl.Link) (endpoint, er
 		closeFiles(f)
 		return endpoint{}, fmt.Errorf("configure the container's interface: hardware address %v, want 6 bytes", link.MAC)
 	}
-	return endpoint{kind: kind, file: f, mac: [6]byte(link.MAC)}, nil
+	return endpoint{kind: kind, file: f, index: link.Index, mac: [6]byte(link.MAC)}, nil
 }
 
 // explainInterface says what an interface name that is taken means.

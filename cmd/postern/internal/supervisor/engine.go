@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -25,12 +27,13 @@ type engine struct {
 	process *os.Process
 	conn    *seam.Conn
 	events  chan<- engineEvent
+	supply  *supply
 	stopped chan struct{} // closed by stop: nobody takes events any more
 	done    sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below
 	seq     uint64
-	waiting map[uint64]chan<- *handoff.EngineSnapshot
+	waiting map[uint64]chan<- handoff.Message
 	ended   bool
 }
 
@@ -42,7 +45,7 @@ type engineEvent struct {
 }
 
 // startEngine starts the process. The caller must be on the main thread.
-func startEngine(stderr *os.File, events chan<- engineEvent) (*engine, error) {
+func startEngine(stderr *os.File, events chan<- engineEvent, log *slog.Logger) (*engine, error) {
 	ours, theirs, err := fdpass.Pair()
 	if err != nil {
 		return nil, fmt.Errorf("start engine: %w", err)
@@ -61,7 +64,8 @@ func startEngine(stderr *os.File, events chan<- engineEvent) (*engine, error) {
 	e := &engine{
 		process: process, conn: conn, events: events,
 		stopped: make(chan struct{}),
-		waiting: make(map[uint64]chan<- *handoff.EngineSnapshot),
+		supply:  newSupply(log),
+		waiting: make(map[uint64]chan<- handoff.Message),
 	}
 	e.done.Add(1)
 	go e.receive()
@@ -97,11 +101,16 @@ func (e *engine) receive() {
 			break
 		}
 		seam.CloseAll(files)
-		if s, ok := m.(*handoff.EngineSnapshot); ok {
-			e.answer(s)
-			continue
+		switch m := m.(type) {
+		case *handoff.EngineSnapshot:
+			e.answer(m.Seq, m)
+		case *handoff.EnginePortsAnswer:
+			e.answer(m.Seq, m)
+		case *handoff.EngineOrder:
+			e.supply.order(m.Kind, m.N)
+		default:
+			e.emit(engineEvent{from: e, message: m})
 		}
-		e.emit(engineEvent{from: e, message: m})
 	}
 	_ = e.process.Kill() // an engine without a control socket serves nobody
 	state, err := e.process.Wait()
@@ -125,13 +134,40 @@ func (e *engine) stop() {
 	close(e.stopped)
 	_ = e.conn.Close()
 	e.done.Wait()
+	e.supply.close()
 }
 
 var errEngineGone = errors.New("the engine has ended")
 
 // snapshot asks the engine for its state. It is safe for concurrent use.
 func (e *engine) snapshot(ctx context.Context) (*handoff.EngineSnapshot, error) {
-	answer := make(chan *handoff.EngineSnapshot, 1)
+	m, err := e.ask(ctx, func(seq uint64) error {
+		return e.conn.Send(&handoff.EngineSnapshotRequest{Seq: seq})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask the engine for its state: %w", err)
+	}
+	s, ok := m.(*handoff.EngineSnapshot)
+	if !ok {
+		return nil, fmt.Errorf("ask the engine for its state: it answers with %T", m)
+	}
+	return s, nil
+}
+
+// ask sends a question with a number of its own and waits for the answer that
+// carries the same. It is safe for concurrent use.
+func (e *engine) ask(ctx context.Context, send func(seq uint64) error) (handoff.Message, error) {
+	wait, err := e.question(send)
+	if err != nil {
+		return nil, err
+	}
+	return wait(ctx)
+}
+
+// question sends a question; the function that it returns waits for the answer and
+// has to be called once.
+func (e *engine) question(send func(seq uint64) error) (wait func(context.Context) (handoff.Message, error), err error) {
+	answer := make(chan handoff.Message, 1)
 	e.mu.Lock()
 	if e.ended {
 		e.mu.Unlock()
@@ -141,19 +177,25 @@ func (e *engine) snapshot(ctx context.Context) (*handoff.EngineSnapshot, error) 
 	seq := e.seq
 	e.waiting[seq] = answer
 	e.mu.Unlock()
-	defer e.forget(seq)
-	if err := e.conn.Send(&handoff.EngineSnapshotRequest{Seq: seq}); err != nil {
-		return nil, fmt.Errorf("ask the engine for its state: %w", err)
-	}
-	select {
-	case s := <-answer:
-		if s == nil {
-			return nil, errEngineGone
+	if err := send(seq); err != nil {
+		e.forget(seq)
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, net.ErrClosed) {
+			err = errEngineGone // its end has not been noticed yet
 		}
-		return s, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("ask the engine for its state: %w", ctx.Err())
+		return nil, err
 	}
+	return func(ctx context.Context) (handoff.Message, error) {
+		defer e.forget(seq)
+		select {
+		case m := <-answer:
+			if m == nil {
+				return nil, errEngineGone
+			}
+			return m, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}, nil
 }
 
 func (e *engine) forget(seq uint64) {
@@ -162,14 +204,14 @@ func (e *engine) forget(seq uint64) {
 	delete(e.waiting, seq)
 }
 
-// answer hands a snapshot to who asked for it; one that nobody waits for any
-// more is dropped.
-func (e *engine) answer(s *handoff.EngineSnapshot) {
+// answer hands an answer to who asked; one that nobody waits for any more is
+// dropped.
+func (e *engine) answer(seq uint64, m handoff.Message) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if w, ok := e.waiting[s.Seq]; ok {
-		delete(e.waiting, s.Seq)
-		w <- s // has room for one
+	if w, ok := e.waiting[seq]; ok {
+		delete(e.waiting, seq)
+		w <- m // has room for one
 	}
 }
 

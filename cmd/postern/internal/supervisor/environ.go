@@ -6,11 +6,13 @@ import (
 	"strings"
 
 	"github.com/postern-net/postern/cmd/postern/internal/instance"
+	"github.com/postern-net/postern/portdriver/activation"
 )
 
 // environment is the command's: the user's, and before it what tells programs of
 // their instance. The names of RootlessKit are those that rootlessctl, Docker and
-// BuildKit look for. Values of an outer instance give way.
+// BuildKit look for. Values of an outer instance give way, and what told us of
+// inherited listeners is for us only.
 func environment(user []string, stateDir string, euid, egid int) []string {
 	own := []string{
 		instance.StateVariable + "=" + stateDir,
@@ -21,6 +23,9 @@ func environment(user []string, stateDir string, euid, egid int) []string {
 	env := slices.Clone(own)
 	for _, entry := range user {
 		name, _, _ := strings.Cut(entry, "=")
+		if slices.Contains(activation.Variables, name) {
+			continue
+		}
 		if !slices.ContainsFunc(own, func(o string) bool { return strings.HasPrefix(o, name+"=") }) {
 			env = append(env, entry)
 		}

@@ -7,7 +7,7 @@ import (
 )
 
 func TestEnvironment(t *testing.T) {
-	user := []string{"A=1", "ROOTLESSKIT_STATE_DIR=/outer", "POSTERN_STATE_DIR=/outer", "ROOTLESSKIT_STATE_DIR2=x", "odd", "A=2"}
+	user := []string{"A=1", "ROOTLESSKIT_STATE_DIR=/outer", "POSTERN_STATE_DIR=/outer", "ROOTLESSKIT_STATE_DIR2=x", "odd", "LISTEN_FDS=1", "A=2"}
 	want := []string{
 		"POSTERN_STATE_DIR=/s", "ROOTLESSKIT_STATE_DIR=/s", "ROOTLESSKIT_PARENT_EUID=7", "ROOTLESSKIT_PARENT_EGID=8",
 		"A=1", "ROOTLESSKIT_STATE_DIR2=x", "odd", "A=2",

@@ -56,7 +56,7 @@ func newNetwork(cfg *Config, log *slog.Logger) *network {
 
 // start starts the first engine, which waits for its configuration.
 func (n *network) start() error {
-	e, err := startEngine(n.cfg.Stderr, n.events)
+	e, err := startEngine(n.cfg.Stderr, n.events, n.log)
 	if err != nil {
 		return err
 	}
@@ -190,6 +190,25 @@ func (n *network) ended(ev engineEvent) error {
 	}
 	n.log.Warn("the engine ended; starting another", "cause", why, "pause", pause)
 	n.timer.Reset(pause)
+	return nil
+}
+
+// replace ends the present engine, if there is one, and starts another with the same
+// endpoint.
+func (n *network) replace() error {
+	e := n.current()
+	if e == nil {
+		return nil // the next one is about to come
+	}
+	n.mu.Lock()
+	n.public.engine, n.public.ready = nil, false
+	n.public.restarts++
+	n.mu.Unlock()
+	e.stop()
+	if err := n.due(); err != nil {
+		n.timer.Reset(firstPause)
+		return err
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +14,7 @@ import (
 	"github.com/postern-net/postern/cmd/postern/internal/apisock"
 	"github.com/postern-net/postern/cmd/postern/internal/hostconf"
 	"github.com/postern-net/postern/cmd/postern/internal/instance"
+	"github.com/postern-net/postern/portdriver"
 	"github.com/postern-net/postern/proto/dns"
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/userns/agent/reap"
@@ -35,9 +37,13 @@ type session struct {
 	dir  *instance.Dir
 	info instance.Info
 	net  *network
-	conf *hostconf.Watcher
-	api  *apisock.Server
-	host dns.ResolvConf
+	// ports and publisher are nil for PortDriverNone.
+	ports     *portdriver.Registry
+	publisher *publisher
+	listeners atomic.Pointer[listenerWatch] // nil without PublishAuto
+	conf      *hostconf.Watcher
+	api       *apisock.Server
+	host      dns.ResolvConf
 
 	signals  chan os.Signal
 	exitFD   *fdWait
@@ -63,8 +69,10 @@ func open(cfg *Config) (*session, error) {
 	if err := s.net.start(); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
-	if err := s.writeFiles(); err != nil {
-		return nil, errors.Join(err, s.close())
+	for _, step := range []func() error{s.writeFiles, s.openPorts} {
+		if err := step(); err != nil {
+			return nil, errors.Join(err, s.close())
+		}
 	}
 	return s, nil
 }
@@ -120,7 +128,8 @@ func (s *session) watch() (err error) {
 			return err
 		}
 	}
-	s.api, err = apisock.Listen(s.dir.Socket(), (&status{cfg: s.cfg, dir: s.dir.Path(""), info: s.info, net: s.net}))
+	source := &status{cfg: s.cfg, dir: s.dir.Path(""), info: s.info, net: s.net}
+	s.api, err = apisock.Listen(s.dir.Socket(), source, s.portsSource())
 	return err
 }
 
@@ -164,7 +173,11 @@ func (s *session) run() error {
 // when that was the last thing missing.
 func (s *session) engineEvent(ev engineEvent) error {
 	ready, err := s.net.handle(ev)
-	if err != nil || ready == nil || s.started {
+	s.publisher.follow(s.net.current())
+	if err != nil || ready == nil {
+		return err
+	}
+	if err := s.serveByEngine(); err != nil || s.started {
 		return err
 	}
 	if ready.Notice != "" {
@@ -178,6 +191,9 @@ func (s *session) engineEvent(ev engineEvent) error {
 func (s *session) begin() error {
 	if s.started || !s.net.state().ready || s.agent != nil && !s.furnish {
 		return nil
+	}
+	if err := s.publishInside(); err != nil {
+		return err
 	}
 	s.started = true
 	s.info.Endpoint = string(s.net.state().kind)
@@ -259,6 +275,10 @@ func (s *session) signal(sig unix.Signal) {
 		s.jobs.forward(sig)
 		return
 	}
+	if sig == unix.SIGHUP && s.agent == nil && s.started && !term.Controlled() {
+		s.replaceEngine()
+		return
+	}
 	switch sig {
 	case unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT:
 		s.over = true
@@ -269,6 +289,17 @@ func (s *session) signal(sig unix.Signal) {
 	case unix.SIGTSTP:
 		_ = term.StopSelf() // as the user asked; if it cannot be, we go on
 	}
+}
+
+// replaceEngine is what SIGHUP asks a daemon for: a fresh start. Listeners and the
+// interface stay, flows are reset. A process with a terminal is told by SIGHUP that
+// the terminal is gone, so there it means the end.
+func (s *session) replaceEngine() {
+	s.log.Info("SIGHUP: replacing the engine")
+	if err := s.net.replace(); err != nil {
+		s.log.Warn("the engine could not be replaced; another attempt follows", "cause", err)
+	}
+	s.publisher.follow(s.net.current())
 }
 
 // leave is the end of ExitFD: the command is asked, then made to end.
@@ -302,6 +333,10 @@ func (s *session) close() error {
 	var parts sync.WaitGroup
 	if s.conf != nil {
 		parts.Go(s.conf.Close)
+	}
+	s.listeners.Load().close() // before the registry that it uses
+	if s.ports != nil {
+		parts.Go(s.ports.Close)
 	}
 	parts.Go(s.net.close)
 	if s.api != nil {
