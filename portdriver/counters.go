@@ -20,6 +20,7 @@ const (
 	Flows                         // UDP flows begun
 	Evicted                       // UDP flows that gave way to newer ones
 	DatagramsLost                 // datagrams that the container's side could not take
+	RepliesLost                   // datagrams that the client's side could not take
 	numCounters
 )
 
@@ -37,6 +38,7 @@ var counterNames = [numCounters]string{
 	Flows:          "published_udp_flows",
 	Evicted:        "published_udp_evicted",
 	DatagramsLost:  "published_datagrams_lost",
+	RepliesLost:    "published_replies_lost",
 }
 
 // String returns the counter's name in snake case.

@@ -3,6 +3,7 @@ package drivertest
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 
@@ -113,7 +114,10 @@ func (w World) Stock() (_ *stock.Stock, end func(), _ error) {
 		}
 	}, stockLevel)
 	done := make(chan struct{})
-	go deliver(from, s, done)
+	go func() {
+		defer close(done)
+		s.Receive(from, slog.New(slog.DiscardHandler))
+	}()
 	return s, func() {
 		s.Close()
 		from.Close()
@@ -129,19 +133,3 @@ const stockLevel = 64
 // Stocked is how many descriptors a driver with a Stock may keep for later: a full
 // shelf of each kind.
 const Stocked = stockLevel * handoff.NumSocketKinds
-
-// deliver puts what arrives into a stock.
-func deliver(from *fdpass.Conn, into *stock.Stock, done chan<- struct{}) {
-	defer close(done)
-	var body [1]byte
-	for {
-		n, fds, err := from.RecvRaw(body[:], nil)
-		switch {
-		case errors.Is(err, fdpass.ErrNoDescriptors), errors.Is(err, fdpass.ErrTruncated):
-		case err != nil:
-			return
-		case n == 1:
-			into.Deliver(handoff.SocketKind(body[0]), fds)
-		}
-	}
-}

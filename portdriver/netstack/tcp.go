@@ -64,7 +64,7 @@ var _ portdriver.Driver = (*TCP)(nil)
 // NewTCP returns a driver without listeners.
 func NewTCP(c TCPConfig) *TCP {
 	if c.MaxFlows <= 0 {
-		c.MaxFlows = tcpCapacity(openFiles())
+		c.MaxFlows = tcpCapacity(admission.OpenFiles())
 	}
 	if c.ConnectTimeout <= 0 {
 		c.ConnectTimeout = portdriver.ConnectTimeout
@@ -230,13 +230,4 @@ func servable(l portdriver.Listener) error {
 func tcpCapacity(limit uint64) int {
 	reserve := min(limit/4, 2048)
 	return int(max(1, min(limit-reserve, portdriver.MaxTCP)))
-}
-
-// openFiles is the process's limit of descriptors (RLIMIT_NOFILE, getrlimit(2)).
-func openFiles() uint64 {
-	var r unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
-		return 1024 // what every Linux process has unless told otherwise
-	}
-	return r.Cur
 }

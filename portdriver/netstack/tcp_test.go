@@ -394,20 +394,6 @@ func TestTCPFull(t *testing.T) {
 	r.idle(t)
 }
 
-func TestMayPend(t *testing.T) {
-	for _, c := range []struct {
-		each, all int64
-		want      bool
-	}{
-		{0, 0, true}, {maxPendingEach - 1, 500, true}, {maxPendingEach, 500, false},
-		{minPendingEach, portdriver.MaxPending, false}, {minPendingEach - 1, portdriver.MaxPending, true},
-	} {
-		if got := mayPend(c.each, c.all); got != c.want {
-			t.Errorf("%d of %d: %v", c.each, c.all, got)
-		}
-	}
-}
-
 func TestTCPCapacity(t *testing.T) {
 	for limit, want := range map[uint64]int{0: 1, 1: 1, 64: 48, 1024: 768, 20000: 16000, 1 << 20: 16000, 1<<64 - 1: 16000} {
 		if got := tcpCapacity(limit); got != want {

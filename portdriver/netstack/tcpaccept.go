@@ -88,11 +88,10 @@ func acceptPause(err error) time.Duration {
 	if !errors.As(err, &errno) {
 		return deadPause
 	}
-	switch errno {
-	case syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS:
+	switch admission.AfterAccept(errno) {
+	case admission.AcceptShort:
 		return portdriver.AcceptPause
-	case syscall.EINTR, syscall.ECONNABORTED, syscall.ECONNRESET, syscall.EPROTO, syscall.EPERM, syscall.ENOPROTOOPT,
-		syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ENONET, syscall.ETIMEDOUT:
+	case admission.AcceptNext:
 		return 0
 	}
 	return deadPause
@@ -114,7 +113,7 @@ func (ln *tcpListener) rest(d time.Duration) bool {
 func (ln *tcpListener) take(conn *net.TCPConn) {
 	d := ln.d
 	d.cfg.Counters.Inc(portdriver.Accepted)
-	for !mayPend(ln.pending.Load(), d.pending.Load()) || !d.places.Reserve() {
+	for !admission.MayPend(ln.pending.Load(), d.pending.Load()) || !d.places.Reserve() {
 		if !ln.rest(portdriver.AcceptPause) {
 			d.cfg.Counters.Inc(portdriver.RefusedLimit)
 			reset(conn)
@@ -131,20 +130,6 @@ func (ln *tcpListener) take(conn *net.TCPConn) {
 	ln.pending.Add(1)
 	d.pending.Add(1)
 	d.running.Go(c.run)
-}
-
-// A container that does not answer holds each connection until the timeout, so a
-// listener may have a part of all pending ones only; and when those are used up by
-// some, every other listener still has a few.
-const (
-	maxPendingEach = portdriver.MaxPending / 8
-	minPendingEach = 4
-)
-
-// mayPend reports whether a listener with so many pending connections may begin one
-// more when there are so many in all.
-func mayPend(each, all int64) bool {
-	return each < minPendingEach || each < maxPendingEach && all < portdriver.MaxPending
 }
 
 // reset closes a connection with RST.

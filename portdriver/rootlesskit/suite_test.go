@@ -3,6 +3,7 @@ package rootlesskit_test
 import (
 	"os"
 	"os/exec"
+	"runtime"
 	"testing"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
@@ -22,6 +23,9 @@ func TestRootlessKitSuite(t *testing.T) {
 		}
 	}
 	stacktest.NoLeaks(t)
+	// The suite kills its programs without waiting for them: their pidfds and pipes
+	// are closed by the garbage collector, when that comes.
+	t.Cleanup(runtime.GC)
 	nstest.NewRouter(t) // gives us an address that is not loopback
 	newParent := func() port.ParentDriver {
 		return rootlesskit.NewParentDriver(rootlesskit.Config{StateDir: t.TempDir()})

@@ -85,7 +85,7 @@ func New(cfg Config) (*Driver, error) {
 	}
 	most := cfg.MaxFlows
 	if most <= 0 {
-		most = capacity(openFiles())
+		most = capacity(admission.OpenFiles())
 	}
 	d := &Driver{
 		cfg:       cfg,

@@ -3,8 +3,6 @@ package splice
 import (
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/postern-net/postern/portdriver"
 	"github.com/postern-net/postern/portdriver/internal/admission"
 )
@@ -40,34 +38,10 @@ const (
 	complainEvery = time.Minute
 )
 
-// A connection is pending until the server has answered. The container's server or
-// its root may see to it that none does, so a listener may have a part of all
-// pending ones only; and when those are used up by some, every other listener still
-// has a few.
-const (
-	maxPendingEach = portdriver.MaxPending / 8
-	minPendingEach = 4
-)
-
-// mayPend reports whether a listener with so many pending connections may accept one
-// more when there are so many in all.
-func mayPend(each, all int) bool {
-	return each < minPendingEach || each < maxPendingEach && all < portdriver.MaxPending
-}
-
 // capacity is how many connections there may be with a limit of descriptors. The
 // reserve is for the stock (see stock.MaxFor), the relay's pipes, listeners and
 // everything else that the engine has open.
 func capacity(limit uint64) int {
 	reserve := min(limit/4, 2048) + min(limit/4, 128)
 	return admission.Capacity(portdriver.MaxTCP, limit, int(reserve))
-}
-
-// openFiles is the process's limit of descriptors (RLIMIT_NOFILE, getrlimit(2)).
-func openFiles() uint64 {
-	var r unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
-		return 1024 // what every Linux process has unless told otherwise
-	}
-	return r.Cur
 }

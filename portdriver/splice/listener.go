@@ -199,17 +199,17 @@ func (ln *listener) mayAccept() bool {
 			return false
 		}
 	}
-	return mayPend(int(ln.pending.Load()), int(ln.d.pending.Load()))
+	return admission.MayPend(ln.pending.Load(), ln.d.pending.Load())
 }
 
 // cope handles an error of accept and reports whether to go on at once.
 func (ln *listener) cope(errno syscall.Errno) bool {
-	switch afterAccept(errno) {
-	case acceptNext:
+	switch admission.AfterAccept(errno) {
+	case admission.AcceptNext:
 		return true
-	case acceptEmpty:
+	case admission.AcceptEmpty:
 		return false
-	case acceptShort:
+	case admission.AcceptShort:
 		// Where clients wait for sockets there are none in stock, and those that
 		// were ordered must find room.
 		if ln.d.stock.empty() {

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/portdriver"
+	"github.com/postern-net/postern/portdriver/internal/admission"
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/stack/stacktest"
 )
@@ -139,15 +140,6 @@ func TestSockaddr(t *testing.T) {
 
 // TestAfterErrno fixes what follows the errors that matter.
 func TestAfterErrno(t *testing.T) {
-	for errno, want := range map[unix.Errno]acceptStep{
-		unix.EAGAIN: acceptEmpty, unix.ECONNABORTED: acceptNext, unix.EPERM: acceptNext, unix.EHOSTUNREACH: acceptNext,
-		unix.EMFILE: acceptShort, unix.ENFILE: acceptShort, unix.ENOMEM: acceptShort, unix.ENOBUFS: acceptShort,
-		unix.EINVAL: acceptDead, unix.ENOTSOCK: acceptDead,
-	} {
-		if got := afterAccept(errno); got != want {
-			t.Errorf("accept: %v leads to %d, want %d", errno, got, want)
-		}
-	}
 	for errno, want := range map[unix.Errno]dialStep{
 		0: dialDone, unix.EISCONN: dialDone, unix.EINPROGRESS: dialPending, unix.EALREADY: dialPending,
 		unix.EADDRNOTAVAIL: dialTaken, unix.ECONNREFUSED: dialRefused, unix.EHOSTUNREACH: dialRefused, unix.ETIMEDOUT: dialRefused,
@@ -175,12 +167,12 @@ func TestFullBacklog(t *testing.T) {
 	}
 	lazy := w.publish(portdriver.Listener{Target: localAddr(fd)}, "127.0.0.1")
 	other := w.publish(portdriver.Listener{Target: server(t, container4)}, "127.0.0.1")
-	const clients = maxPendingEach + 20
+	const clients = admission.MaxPendingEach + 20
 	for range clients {
 		dial(t, "", lazy)
 	}
 	stacktest.Eventually(t, "the listener to have its share of pending connections", func() bool {
-		return w.pending.Load() == maxPendingEach
+		return w.pending.Load() == admission.MaxPendingEach
 	})
 	dial(t, "", other).talk2(t)
 	if err := unix.Listen(fd, clients); err != nil {
@@ -202,18 +194,4 @@ func (c *client) talk2(tb testing.TB) {
 	tb.Helper()
 	c.seen(tb)
 	c.talk(tb, []byte("hello"))
-}
-
-func TestMayPend(t *testing.T) {
-	for _, c := range []struct {
-		each, all int
-		want      bool
-	}{
-		{0, 0, true}, {maxPendingEach - 1, maxPendingEach - 1, true}, {maxPendingEach, maxPendingEach, false},
-		{3, portdriver.MaxPending, true}, {4, portdriver.MaxPending, false}, {4, portdriver.MaxPending - 1, true},
-	} {
-		if got := mayPend(c.each, c.all); got != c.want {
-			t.Errorf("%d of %d: %v", c.each, c.all, got)
-		}
-	}
 }

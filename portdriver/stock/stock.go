@@ -1,12 +1,14 @@
 package stock
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/postern-net/postern/portdriver/internal/admission"
 	"github.com/postern-net/postern/proto/handoff"
 )
 
@@ -35,11 +37,24 @@ type Stats struct {
 	Empty     uint64 // calls of Take that found nothing
 }
 
+// Snapshot returns every number that is not zero, by the name that users see.
+func (s Stats) Snapshot() map[string]uint64 {
+	m := map[string]uint64{
+		"published_sockets_ordered": s.Orders, "published_sockets_late": s.Expired, "published_sockets_in": s.Delivered,
+		"published_sockets_unfit": s.Unfit, "published_sockets_surplus": s.Surplus, "published_sockets_missing": s.Empty,
+	}
+	maps.DeleteFunc(m, func(_ string, n uint64) bool { return n == 0 })
+	return m
+}
+
 // New returns an empty stock. It calls order, from a goroutine of its own and never
 // after Close, when sockets are to be made; the call may take its time, but should
-// return when the engine ends. most bounds each kind's level (see MaxFor); it is at
-// least 1 and at most MaxLevel.
+// return when the engine ends. most bounds each kind's level, at most MaxLevel; 0 is what
+// the process's limit of descriptors allows (see MaxFor).
 func New(order func(kind handoff.SocketKind, n int), most int) *Stock {
+	if most <= 0 {
+		most = MaxFor(admission.OpenFiles())
+	}
 	s := &Stock{
 		order: order,
 		max:   max(1, min(most, MaxLevel)),

@@ -82,7 +82,7 @@ func (s *Service) toClient(t *train) {
 	})
 	s.cfg.Counters.Add(portdriver.Replies, uint64(n))
 	if err != nil && !errors.Is(err, os.ErrClosed) {
-		s.repliesLost.Add(uint64(t.cars - n))
+		s.cfg.Counters.Add(portdriver.RepliesLost, uint64(t.cars-n))
 	}
 }
 

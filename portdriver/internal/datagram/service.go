@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/postern-net/postern/portdriver"
@@ -23,8 +22,7 @@ type Service struct {
 	janitor *hostsock.Janitor
 	in, out *pump
 
-	writer      hostsock.Writer // out's
-	repliesLost atomic.Uint64
+	writer hostsock.Writer // out's
 
 	mu        sync.Mutex // guards the fields below
 	closed    bool
@@ -96,11 +94,7 @@ func (s *Service) Find(r portdriver.Route) *Flow { return s.table.byRoute(r) }
 
 // Status returns the number of flows and what was counted.
 func (s *Service) Status() portdriver.Status {
-	counted := s.cfg.Counters.Snapshot()
-	if n := s.repliesLost.Load(); n > 0 {
-		counted["published_replies_lost"] = n
-	}
-	return portdriver.Status{UDP: s.table.len(), Counters: counted}
+	return portdriver.Status{UDP: s.table.len(), Counters: s.cfg.Counters.Snapshot()}
 }
 
 // Close ends every flow and waits for all goroutines. A Way that waits must have

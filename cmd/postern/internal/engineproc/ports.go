@@ -3,10 +3,9 @@ package engineproc
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/portdriver"
 	"github.com/postern-net/postern/portdriver/kernudp"
@@ -60,7 +59,7 @@ func (p *ports) stocked(m *handoff.EngineStock, files []*os.File) error {
 	if m.Root {
 		p.root = files[want-1]
 	}
-	p.stock = stock.New(p.order, stock.MaxFor(openFiles()))
+	p.stock = stock.New(p.order, 0)
 	if m.Sockets {
 		var err error
 		if p.arrivals, err = receiveSockets(files[0], p.stock, p.log); err != nil {
@@ -163,15 +162,7 @@ func (p *ports) count(s *handoff.EngineSnapshot) {
 	if p.stock == nil {
 		return
 	}
-	st := p.stock.Stats()
-	for name, n := range map[string]uint64{
-		"published_sockets_ordered": st.Orders, "published_sockets_late": st.Expired, "published_sockets_in": st.Delivered,
-		"published_sockets_unfit": st.Unfit, "published_sockets_surplus": st.Surplus, "published_sockets_missing": st.Empty,
-	} {
-		if n > 0 {
-			s.Counters[name] = n
-		}
-	}
+	maps.Copy(s.Counters, p.stock.Stats().Snapshot())
 }
 
 // close ends the drivers, then what they use. The engine must have been closed: a
@@ -192,14 +183,4 @@ func (p *ports) close() {
 	if p.root != nil {
 		_ = p.root.Close()
 	}
-}
-
-// openFiles is how many descriptors this process may have. Go has raised the soft
-// limit to the hard one at the start.
-func openFiles() uint64 {
-	var r unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
-		return 1024 // what every Linux process has unless told otherwise
-	}
-	return r.Cur
 }
