@@ -1,9 +1,12 @@
 package supervisor
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/userns/fdpass"
@@ -78,7 +81,11 @@ func (s *supply) run(target *join.Target, to *os.File) {
 			if n == 0 {
 				continue
 			}
-			if err := target.SendSockets(to, handoff.SocketKind(kind), n); err != nil {
+			switch err := target.SendSockets(to, handoff.SocketKind(kind), n); {
+			case err == nil:
+			case errors.Is(err, unix.EPIPE):
+				return // the engine has ended, and nobody else is served here
+			default:
 				// The engine asks again after a while.
 				s.log.Warn("no sockets for published ports", "kind", handoff.SocketKind(kind), "cause", err)
 			}
