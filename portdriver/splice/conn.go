@@ -22,22 +22,26 @@ import (
 //
 // Its methods run on its lane's thread, but for obtain.
 type conn struct {
-	d      *Driver
-	ln     *listener
-	lane   *lane
-	client int // descriptor; -1 when it is the relay's or closed
-	peer   netip.AddrPort
-	key    admission.Key
+	d        *Driver
+	ln       *listener
+	lane     *lane
+	client   int               // descriptor; -1 when it is the relay's or closed
+	prepared relay.Preparation // of client
+	peer     netip.AddrPort
+	key      admission.Key
 
 	// On the way to the server.
 	server  int // descriptor; -1 if there is none, or it is the relay's
 	routes  []portdriver.Route
 	anyPort bool // the client's port is taken
-	detours int
-	pending bool
-	watch   *relay.Watch
-	timer   *relay.Timer
-	pause   time.Duration // before the next try of a full unix socket
+	// auto says that the kernel chose the server socket's port, byNumber that it has
+	// to be bound to it by number (see ports).
+	auto, byNumber bool
+	detours        int
+	pending        bool
+	watch          *relay.Watch
+	timer          *relay.Timer
+	pause          time.Duration // before the next try of a full unix socket
 
 	// In the queue; guarded by its lock.
 	place     *list.Element
@@ -87,9 +91,12 @@ func (c *conn) quiet() {
 func (c *conn) join(source, target netip.AddrPort) {
 	c.quiet()
 	c.source, c.target, c.routes = source, target, nil
-	o := relay.Splice{A: c.ln.accepted, Out: &c.out, In: &c.in, Done: func(error) { c.end() }}
+	o := relay.Splice{A: c.prepared, Out: &c.out, In: &c.in, Done: func(error) { c.end() }}
 	if c.ln.desc.TargetPath == "" {
-		o.B = relay.LocalTCP
+		o.B = relay.PreparedTCP // by the queue
+		if c.auto {
+			o.Keep = c.kept
+		}
 	}
 	if v := c.ln.desc.Proxy; v != 0 {
 		o.Prefix = proxyproto.Append(nil, v, c.peer, c.destination())
@@ -106,6 +113,16 @@ func (c *conn) join(source, target netip.AddrPort) {
 	c.flow = c.lane.Splice(client, server, o)
 	c.setPending(-1)
 	c.d.freed()
+}
+
+// kept puts the server socket back into the stock. One that has moved bulk data has
+// large buffers, which the kernel never makes smaller.
+func (c *conn) kept(fd int) {
+	if c.out.Load()+c.in.Load() > keepBytes {
+		_ = unix.Close(fd)
+		return
+	}
+	c.d.stock.keep(kindOf(c.target.Addr()), fd)
 }
 
 // destination is the address that the client connected to.

@@ -78,15 +78,26 @@ func (c *conn) granted(fd int) {
 	c.try(fd)
 }
 
-// try connects a fresh socket along the first route.
+// try connects a socket along the first route.
 func (c *conn) try(fd int) {
 	c.server = fd
 	route := c.routes[0]
-	if errno := c.bind(route); errno != 0 {
+	errno := c.bind(route)
+	if errno == errWrongPort {
+		c.closeServer()
+		c.dial()
+		return
+	}
+	if errno != 0 {
 		c.refuse(portdriver.RefusedSockets)
 		return
 	}
-	errno := connect(fd, route.Target)
+	if c.ln.desc.Proxy != 0 || waiting(c.client) {
+		// What the client has sent goes along with the last segment of the handshake,
+		// and the server is woken once. The kernel does not wait for it for long.
+		_ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
+	}
+	errno = connect(fd, route.Target)
 	if errno == unix.EINPROGRESS {
 		// The server's kernel answers while ours is still in connect, but the call
 		// was bound to say that it did not wait; the next one tells.
@@ -95,17 +106,19 @@ func (c *conn) try(fd int) {
 	c.tried(errno)
 }
 
-// bind gives the socket the client's address, or one that comes close.
+// bind gives the socket the client's address, or one that comes close. errWrongPort
+// says that the socket has become useless, and that another one will do.
 func (c *conn) bind(route portdriver.Route) (errno syscall.Errno) {
 	if !c.anyPort && route.Source.Port() != 0 { // a unix client has none
+		if errno = c.bindAuto(route.Source); errno == 0 || errno == errWrongPort {
+			return errno
+		}
 		if errno = bind(c.server, route.Source); errno == 0 {
 			return 0
 		}
 	}
 	c.anyPort = true
-	// Leave the port to connect(2), which finds one that is free towards this
-	// target (ip(7)); without the option one is taken from all others.
-	_ = unix.SetsockoptInt(c.server, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	c.auto = c.d.local.on() && c.d.local.only(c.server, 0)
 	for _, addr := range [...]netip.Addr{route.Source.Addr(), c.d.gateway(route.Target.Addr())} {
 		if !addr.IsValid() {
 			continue
@@ -114,6 +127,38 @@ func (c *conn) bind(route portdriver.Route) (errno syscall.Errno) {
 			return 0
 		}
 	}
+	return errno
+}
+
+// errWrongPort is what bindAuto says of a socket that was given another port. It is
+// none of bind(2)'s errors.
+const errWrongPort = unix.ENOANO
+
+// bindAuto has the kernel give the socket the client's port, without fixing it for
+// ever. An error is no failure: the port has to be bound by number then.
+func (c *conn) bindAuto(source netip.AddrPort) syscall.Errno {
+	c.auto = false
+	fd, port, p := c.server, source.Port(), &c.d.local
+	verdict := p.verdict(port)
+	if c.byNumber || verdict == portOut || !p.only(fd, port) {
+		return unix.EADDRNOTAVAIL
+	}
+	if verdict == portUnknown {
+		_ = setInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 0)
+	}
+	errno := bind(fd, netip.AddrPortFrom(source.Addr(), 0))
+	if verdict == portUnknown {
+		_ = setInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		if errno == 0 {
+			in := localAddr(fd).Port() == port
+			p.learn(port, in)
+			c.byNumber = true // if ever another socket is needed
+			if !in {
+				return errWrongPort
+			}
+		}
+	}
+	c.auto = errno == 0
 	return errno
 }
 
@@ -131,13 +176,25 @@ func (c *conn) tried(errno syscall.Errno) {
 	switch afterConnect(errno) {
 	case dialDone:
 		source := route.Source
-		if c.anyPort {
+		if c.auto || c.anyPort {
 			source = localAddr(c.server)
+		}
+		if !c.anyPort && source.Port() != route.Source.Port() {
+			c.anyPort = true
+			c.d.local.forget()
 		}
 		c.join(source, route.Target)
 	case dialPending:
 		c.await()
 	case dialTaken:
+		if c.auto && !c.anyPort && !c.byNumber {
+			// Someone has bound the port by number, which excludes those who leave
+			// it to the kernel but not those who do the same. The socket has no port,
+			// so it can still be bound.
+			c.byNumber = true
+			c.try(c.server)
+			return
+		}
 		c.closeServer()
 		if c.anyPort {
 			c.detour()
@@ -154,7 +211,7 @@ func (c *conn) tried(errno syscall.Errno) {
 // detour goes on with the next route.
 func (c *conn) detour() {
 	c.routes = c.routes[1:]
-	c.anyPort = false
+	c.anyPort, c.byNumber = false, false
 	c.detours++
 	c.dial()
 }

@@ -23,6 +23,23 @@
 // privilege because it was made transparent. A port that is taken there is replaced
 // by any other one, an address that cannot be had by the gateway's.
 //
+// # Sockets are used again
+//
+// To make a socket in the container's netns and to bring it here costs more than to
+// connect it. So a socket whose connection has ended on both sides, with nothing left
+// in it, is disconnected and goes back into the stock (relay.Splice.Keep). That works
+// only if it was not bound to its port by number; see ports for how it gets the
+// client's port all the same. Where the kernel cannot do that (before Linux 6.3, ports
+// outside net.ipv4.ip_local_port_range, ports that someone in there has bound by number)
+// it is bound by number and closed after use.
+//
+// # Fewer segments
+//
+// A client is connected to its server after the flows that are ready have had their
+// turn. If it has sent something by then, that goes along with the handshake's last
+// segment, and its server is woken once and not twice. One that waits for its server to
+// speak first loses nothing by it.
+//
 // # Refusals
 //
 // The kernel has completed the client's handshake before we know of it. So a

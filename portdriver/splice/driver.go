@@ -28,6 +28,10 @@ type Stock interface {
 	// Take returns a fresh non-blocking socket, which is the caller's, or false if
 	// there is none now. It does not wait.
 	Take(kind handoff.SocketKind) (fd int, ok bool)
+	// Keep puts a socket back whose connection has ended and left nothing in it, and
+	// Reuse returns such a one, as Take does.
+	Keep(kind handoff.SocketKind, fd int)
+	Reuse(kind handoff.SocketKind) (fd int, ok bool)
 	// Subscribe has fn called when sockets have arrived.
 	Subscribe(fn func(kind handoff.SocketKind)) (cancel func())
 	// Shed closes what is in stock, because descriptors have run out.
@@ -62,6 +66,7 @@ type Driver struct {
 	places   *admission.Table
 	counters portdriver.Counters
 	stock    *queue
+	local    ports
 	lanes    []*lane
 	pending  atomic.Int64 // connections whose server has not answered
 	waiters  pauses
@@ -101,7 +106,7 @@ func New(cfg Config) (*Driver, error) {
 	for _, l := range cfg.Loops.All() {
 		d.lanes = append(d.lanes, &lane{Loop: l})
 	}
-	d.idle.L = &d.mu
+	d.idle.L, d.local.set = &d.mu, setPorts
 	d.stock = newQueue(cfg.Stock, d.freed)
 	return d, nil
 }

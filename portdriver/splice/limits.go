@@ -17,6 +17,9 @@ const (
 	// them. An order brings as many or more, so a higher number would not have
 	// anyone served earlier.
 	maxWaiting = 8
+	// keepBytes is how much a connection may have moved for its socket to be used
+	// again: buffers start at less (tcp_rmem, tcp_wmem in tcp(7)) and grow with use.
+	keepBytes = 1 << 20
 	// gracePause is how long after a refusal a server is tried again (Config.Grace).
 	gracePause = 10 * time.Millisecond
 	// acceptBudget is how many connections a listener may accept before others on

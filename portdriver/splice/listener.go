@@ -25,8 +25,10 @@ type listener struct {
 	fd   int
 	port int // its number, for admission
 	lane *lane
-	// accepted says how the sockets that it accepts are prepared.
+	// accepted says how the sockets that it accepts are prepared, but the first few,
+	// which it had in its queue before: early.
 	accepted relay.Preparation
+	early    uint32
 	pending  atomic.Int64  // connections of it whose server has not answered
 	lookups  chan struct{} // as many may look up a path
 	kinds    []handoff.SocketKind
@@ -65,7 +67,32 @@ func (d *Driver) listen(l portdriver.Listener) (*listener, error) {
 		relay.Local(fd) // for what it accepts
 	}
 	l.File = nil
-	return &listener{d: d, desc: l, fd: fd, lookups: make(chan struct{}, lookups), kinds: d.kinds(l)}, nil
+	ln := &listener{d: d, desc: l, fd: fd, lookups: make(chan struct{}, lookups), kinds: d.kinds(l)}
+	ln.prepare()
+	return ln, nil
+}
+
+// prepare spares the accepted sockets their options, which they have from the listener.
+func (ln *listener) prepare() {
+	prepared := relay.Prepare(ln.fd)
+	if ln.desc.Network == portdriver.NetTCP {
+		// Of a listener, tcpi_unacked is how many wait to be accepted (tcp_get_info).
+		info, err := unix.GetsockoptTCPInfo(ln.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return
+		}
+		ln.early = info.Unacked
+	}
+	ln.accepted = prepared
+}
+
+// preparation is that of the socket that was accepted just now.
+func (ln *listener) preparation() relay.Preparation {
+	if ln.early > 0 {
+		ln.early--
+		return relay.Unprepared
+	}
+	return ln.accepted
 }
 
 // servable reports what is wrong with a listener's description.
@@ -226,7 +253,7 @@ func (ln *listener) cope(errno syscall.Errno) bool {
 func (ln *listener) take(fd int, peer netip.AddrPort) {
 	d := ln.d
 	d.counters.Inc(portdriver.Accepted)
-	c := &conn{d: d, ln: ln, lane: d.choose(ln.lane), client: fd, server: -1, peer: peer, key: ln.keyOf(peer), started: time.Now()}
+	c := &conn{d: d, ln: ln, lane: d.choose(ln.lane), client: fd, prepared: ln.preparation(), server: -1, peer: peer, key: ln.keyOf(peer), started: time.Now()}
 	if ln.desc.TargetPath == "" {
 		c.routes = d.cfg.Addresses.Routes(peer, ln.desc.Target)
 	}
@@ -248,7 +275,7 @@ func (ln *listener) take(fd int, peer netip.AddrPort) {
 		begin = func() { c.begin(fd, ok) }
 	}
 	if c.lane == ln.lane {
-		begin()
+		c.lane.Later(begin) // the client may send something meanwhile, see waiting
 	} else {
 		c.lane.run(begin)
 	}

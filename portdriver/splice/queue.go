@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/proto/handoff"
+	"github.com/postern-net/postern/stack/relay"
 )
 
 // queue gives out the stock's sockets in the order in which they were asked for.
@@ -58,13 +59,40 @@ func (q *queue) take(kind handoff.SocketKind, c *conn) (fd int, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.kinds[kind].Len() == 0 {
-		if fd, ok = q.stock.Take(kind); ok {
+		if fd, ok = q.socket(kind); ok {
 			return fd, true
 		}
 	}
 	c.place, c.placeKind = q.kinds[kind].PushBack(c), kind
 	q.n[kind].Add(1)
 	return -1, false
+}
+
+// socket takes a socket from the stock, one that was used before if there is one.
+func (q *queue) socket(kind handoff.SocketKind) (fd int, ok bool) {
+	if fd, ok = q.stock.Reuse(kind); ok {
+		return fd, true
+	}
+	if fd, ok = q.stock.Take(kind); ok {
+		prepare(fd)
+	}
+	return fd, ok
+}
+
+// prepare sets the options of a fresh socket, which it keeps when it is used again.
+func prepare(fd int) {
+	relay.PrepareLocal(fd)
+	// Port 0 leaves the port to connect(2), which finds one that is free towards its
+	// target (ip(7)); without the option one is taken from all others.
+	_ = setInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+// keep puts a socket back that can be used again.
+func (q *queue) keep(kind handoff.SocketKind, fd int) {
+	q.stock.Keep(kind, fd)
+	if q.len(kind) > 0 {
+		q.arrived(kind)
+	}
 }
 
 // leave takes c out of the queue. It reports false if c does not wait: a socket may
@@ -101,7 +129,7 @@ func (q *queue) match(kind handoff.SocketKind) (c *conn, fd int, ok bool) {
 	if first == nil || q.closed {
 		return nil, -1, false
 	}
-	if fd, ok = q.stock.Take(kind); !ok {
+	if fd, ok = q.socket(kind); !ok {
 		return nil, -1, false
 	}
 	c = first.Value.(*conn)

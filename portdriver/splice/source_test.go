@@ -76,7 +76,8 @@ func TestBind(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			fd := ordinary(t, handoff.SocketTCP4, 1)[0]
 			defer unix.Close(fd)
-			d := &Driver{cfg: Config{Addresses: portdriver.Addresses{Gateway4: c.gateway}}}
+			prepare(fd)
+			d := &Driver{cfg: Config{Addresses: portdriver.Addresses{Gateway4: c.gateway}}, local: ports{set: setPorts}}
 			cn := &conn{d: d, server: fd, anyPort: c.anyPort}
 			errno := cn.bind(portdriver.Route{Source: c.source, Target: netip.MustParseAddrPort("127.0.0.10:80")})
 			if (errno != 0) != c.failed {

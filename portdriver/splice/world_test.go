@@ -199,7 +199,10 @@ func dial(tb testing.TB, from string, to netip.AddrPort) *client {
 func tryDial(from string, to netip.AddrPort) (*client, error) {
 	d := net.Dialer{Timeout: stacktest.Patience, Control: func(_, _ string, c syscall.RawConn) (err error) {
 		err = errors.Join(err, c.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+			err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+				// As where client and server have networks of their own, the port is
+				// not bound by number.
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1))
 		}))
 		return err
 	}}

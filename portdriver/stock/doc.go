@@ -18,6 +18,11 @@
 // shelf is emptied quickly, and halves while little is taken; what is then too much
 // is closed. A kind that no port needs has none.
 //
+// A TCP socket that has served its connection may come back, with nothing left in it
+// (Keep), and be given out again (Reuse). These lie beside the fresh ones, the last one
+// on top, and neither count for the level nor cause orders. There are at most half as
+// many as the highest level, and those that nobody has needed for a while are closed.
+//
 // The sockets come from a place where the container's root is master. Each is
 // inspected, and one that is not what was ordered is closed and counted. What the
 // container's root does to a sound socket later only harms connections to itself.

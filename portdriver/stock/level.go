@@ -37,6 +37,10 @@ func MaxFor(limit uint64) int {
 	return int(max(1, min(limit/16, MaxLevel)))
 }
 
+// mostUsed is how many used sockets of a kind are kept: beside a full level, still well
+// within what connections that have ended have left free.
+func mostUsed(most int) int { return (most + 1) / 2 }
+
 // floor is the lowest level of a kind that is needed.
 func floor(most int) int { return min(firstLevel, most) }
 

@@ -51,7 +51,7 @@ func (s *Stock) review() (todo orders, next time.Time, open bool) {
 		if h.late(now) {
 			s.stats.Expired++
 		}
-		surplus := h.settle(now, s.max)
+		surplus := append(h.settle(now, s.max), h.tidy(now)...)
 		closeAll(surplus)
 		s.stats.Surplus += uint64(len(surplus))
 		at := h.next()

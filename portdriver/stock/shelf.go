@@ -4,8 +4,8 @@ import "time"
 
 // shelf is the sockets of one kind. Its owner holds the Stock's lock.
 type shelf struct {
-	fds    []int
-	needed bool // a port needs this kind; without, nothing is ordered
+	fds    []int // fresh ones
+	needed bool  // a port needs this kind; without, nothing is ordered
 	level  int
 
 	// The order under way: how many are yet to come, and when it is given up.
@@ -22,6 +22,56 @@ type shelf struct {
 	// watched is when the level is looked at next; zero for a level that cannot
 	// fall.
 	watched time.Time
+
+	// used is sockets that were kept after their connections. spare is how many of
+	// them nobody has needed since the last look, stale when the next one is; zero
+	// while there are none.
+	used  []int
+	spare int
+	stale time.Time
+}
+
+// keep puts a used socket on the shelf. It reports whether next may be earlier now.
+func (h *shelf) keep(fd int) (hurry bool) {
+	h.used = append(h.used, fd)
+	if h.stale.IsZero() {
+		h.stale, h.spare = time.Now().Add(idle), 0
+		return true
+	}
+	return false
+}
+
+// reuse takes the used socket that came last, whose memory is still in the
+// processor's cache.
+func (h *shelf) reuse() (fd int, ok bool) {
+	n := len(h.used) - 1
+	if n < 0 {
+		return -1, false
+	}
+	fd, h.used = h.used[n], h.used[:n]
+	h.spare = min(h.spare, n)
+	return fd, true
+}
+
+// tidy takes away the used sockets that were spare since the last time.
+func (h *shelf) tidy(now time.Time) (old []int) {
+	if h.stale.IsZero() || now.Before(h.stale) {
+		return nil
+	}
+	old = append(old, h.used[:h.spare]...) // the ones at the bottom
+	h.used = append(h.used[:0], h.used[h.spare:]...)
+	h.spare, h.stale = len(h.used), now.Add(idle)
+	if h.spare == 0 {
+		h.stale = time.Time{}
+	}
+	return old
+}
+
+// clear takes away all sockets.
+func (h *shelf) clear() []int {
+	all := append(h.cut(0), h.used...)
+	h.used = h.used[:0]
+	return all
 }
 
 // short reports whether sockets are to be ordered.
@@ -98,8 +148,8 @@ func (h *shelf) cut(n int) []int {
 // next is when the shelf has to be looked at again; zero if only a call changes it.
 func (h *shelf) next() time.Time {
 	at := h.watched
-	if h.ordered > 0 && (at.IsZero() || h.expires.Before(at)) {
-		at = h.expires
+	if h.ordered > 0 {
+		at = earlier(at, h.expires)
 	}
-	return at
+	return earlier(at, h.stale)
 }

@@ -35,6 +35,7 @@ type Stats struct {
 	Unfit     uint64 // descriptors closed because they were not what was ordered
 	Surplus   uint64 // sockets closed because there were enough
 	Empty     uint64 // calls of Take that found nothing
+	Reused    uint64 // sockets that were used once more
 }
 
 // Snapshot returns every number that is not zero, by the name that users see.
@@ -42,6 +43,7 @@ func (s Stats) Snapshot() map[string]uint64 {
 	m := map[string]uint64{
 		"published_sockets_ordered": s.Orders, "published_sockets_late": s.Expired, "published_sockets_in": s.Delivered,
 		"published_sockets_unfit": s.Unfit, "published_sockets_surplus": s.Surplus, "published_sockets_missing": s.Empty,
+		"published_sockets_reused": s.Reused,
 	}
 	maps.DeleteFunc(m, func(_ string, n uint64) bool { return n == 0 })
 	return m
@@ -106,6 +108,38 @@ func (s *Stock) Take(kind handoff.SocketKind) (fd int, ok bool) {
 		s.stats.Empty++
 	}
 	s.need(h)
+	return fd, ok
+}
+
+// Keep puts a socket back that Take or Reuse has given out, for Reuse. Its connection
+// has ended and it is disconnected (relay.Splice.Keep): nothing of its user is left in
+// it, and it can be bound again. The stock owns it from then on, and closes it if there
+// are enough. Subscribers are not called: who keeps a socket knows that it is there.
+func (s *Stock) Keep(kind handoff.SocketKind, fd int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := &s.shelves[kind]
+	if s.closed || len(h.used) >= mostUsed(s.max) {
+		s.stats.Surplus++
+		_ = unix.Close(fd)
+		return
+	}
+	if h.keep(fd) {
+		s.stir() // run waits for another time
+	}
+}
+
+// Reuse returns a socket that was kept, which is the caller's from then on, or false
+// if there is none. It spares the making of one, so it is worth asking before Take.
+func (s *Stock) Reuse(kind handoff.SocketKind) (fd int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return -1, false
+	}
+	if fd, ok = s.shelves[kind].reuse(); ok {
+		s.stats.Reused++
+	}
 	return fd, ok
 }
 
@@ -185,7 +219,7 @@ func (s *Stock) Shed() int {
 	n := 0
 	for i := range s.shelves {
 		h := &s.shelves[i]
-		fds := h.cut(0)
+		fds := h.clear()
 		n += len(fds)
 		closeAll(fds)
 		h.level, h.filled = floor(s.max), time.Time{} // it was not emptied by demand
@@ -222,7 +256,7 @@ func (s *Stock) Close() {
 	if !s.closed {
 		s.closed = true
 		for i := range s.shelves {
-			closeAll(s.shelves[i].cut(0))
+			closeAll(s.shelves[i].clear())
 		}
 		close(s.wake)
 	}

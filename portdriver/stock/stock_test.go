@@ -402,3 +402,99 @@ func BenchmarkTake(b *testing.B) {
 		unix.Close(fd)
 	}
 }
+
+// keep puts n sockets into the stock as if they had been used, and returns them.
+func keep(t testing.TB, s *Stock, kind handoff.SocketKind, n int) []int {
+	fds := sockets(t, kind, n)
+	for _, fd := range fds {
+		s.Keep(kind, fd)
+	}
+	return fds
+}
+
+func TestReusesTheLastFirst(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, m := newStock(t, 64)
+		defer s.Close()
+		if _, ok := s.Reuse(tcp4); ok {
+			t.Error("a new stock had something to be used again")
+		}
+		fds := keep(t, s, tcp4, 3)
+		if _, ok := s.Reuse(tcp6); ok {
+			t.Error("got a socket of another kind")
+		}
+		for i := 2; i >= 0; i-- {
+			if fd, ok := s.Reuse(tcp4); !ok || fd != fds[i] {
+				t.Errorf("got %d, %v; want %d", fd, ok, fds[i])
+			}
+			unix.Close(fds[i])
+		}
+		if _, ok := s.Reuse(tcp4); ok {
+			t.Error("got a socket that is not there")
+		}
+		m.want("used sockets are no reason to order") // nor is asking for one
+		if n := s.Stats().Reused; n != 3 {
+			t.Errorf("counted %d", n)
+		}
+	})
+}
+
+func TestUsedSocketsAreBounded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, _ := newStock(t, 20)
+		keep(t, s, tcp4, 15)
+		if st := s.Stats(); st.Surplus != 5 {
+			t.Errorf("%+v, want a surplus of 5", st)
+		}
+		s.Close()
+		keep(t, s, tcp4, 1) // NoLeaks would find it
+	})
+}
+
+// What nobody needs for a while is closed: the least that there was in that time.
+func TestUsedSocketsGrowOld(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, _ := newStock(t, 64)
+		defer s.Close()
+		keep(t, s, tcp4, 10)
+		surplus := func(when string, want uint64) {
+			t.Helper()
+			synctest.Wait()
+			if n := s.Stats().Surplus; n != want {
+				t.Errorf("%s: %d were closed, want %d", when, n, want)
+			}
+		}
+		time.Sleep(idle + time.Millisecond)
+		surplus("after the first look", 0)
+		var out []int
+		for range 4 { // six are spare
+			fd, _ := s.Reuse(tcp4)
+			out = append(out, fd)
+		}
+		for _, fd := range out {
+			s.Keep(tcp4, fd)
+		}
+		time.Sleep(idle)
+		surplus("after a time of little use", 6)
+		time.Sleep(idle)
+		surplus("after a time of none", 10)
+		if _, ok := s.Reuse(tcp4); ok {
+			t.Error("something is left")
+		}
+	})
+}
+
+func TestShedClosesUsedSockets(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, _ := newStock(t, 64)
+		defer s.Close()
+		keep(t, s, tcp4, 3)
+		keep(t, s, tcp6, 2)
+		if n := s.Shed(); n != 5 {
+			t.Errorf("shed %d, want 5", n)
+		}
+		if _, ok := s.Reuse(tcp4); ok {
+			t.Error("something is left")
+		}
+	})
+}

@@ -18,10 +18,12 @@
 //
 // A Loop is a goroutine around an epoll instance. It serves any number of flows, and
 // what its users watch besides. An idle flow costs one small object and no
-// descriptor, pipe or goroutine beyond its two sockets. Both are registered once,
-// edge-triggered, for everything; an event marks a socket readable or writable, and
-// only a call that would have blocked (or a short read) takes the mark away. A marked
-// flow gets a turn, in which it moves at most turnBudget bytes in each direction.
+// descriptor, pipe or goroutine beyond its two sockets. Both are registered
+// edge-triggered, for reading at first, and for writing too once they have taken
+// nothing; an event marks a socket readable or writable, and only a call that would
+// have blocked (or a short read) takes the mark away. A marked flow gets a turn, in
+// which it moves at most turnBudget bytes in each direction. A new one gets its first
+// turn without an event.
 //
 //	          ┌──────────── message: recv ─▶ 16 KiB ─▶ send
 //	socket a ─┼──────────── bulk:    splice ─▶ pipe ─▶ splice          ─▶ socket b
@@ -39,7 +41,10 @@
 // In both relays each direction ends by itself: an end of stream is passed on as a
 // half-close, and the other direction goes on. A reset on one side resets the other
 // and ends both directions; what had arrived before it is passed on as far as the
-// other side takes it at once. A side that takes no bytes stops its direction, so the
-// window of the other side closes. Until the last byte of a direction is with the
-// kernel a killed process looks like a reset, not like the end of the stream.
+// other side takes it at once. Where the end of stream is known before the last bytes
+// are sent, it goes in one segment with them (MSG_MORE). A side that takes no bytes
+// stops its direction, so the window of the other side closes. Until the last byte of a
+// direction is with the kernel a killed process looks like a reset, not like the end of
+// the stream. A socket whose connection has left nothing behind may be kept instead of
+// closed (Splice.Keep).
 package relay

@@ -29,6 +29,7 @@ type Loop struct {
 	// The rest is the thread's own.
 	events [maxEvents]unix.EpollEvent
 	spare  []func() // the slice that orders becomes next
+	later  []func() // from Later
 	looks  int      // how often to look for events before blocking
 	ending bool     // new flows are reset
 	slots  slots
@@ -110,8 +111,24 @@ func (l *Loop) run() {
 		}
 		l.timers.fire()
 		l.turn()
+		l.catchUp()
 	}
 	l.end()
+}
+
+// Later runs fn once the flows that are ready now have had their turn. It is for what
+// may profit from waiting for a moment, and costs nothing when nothing else is to be
+// done. It belongs on the loop's thread.
+func (l *Loop) Later(fn func()) { l.later = append(l.later, fn) }
+
+// catchUp runs what Later has put off, also what that puts off.
+func (l *Loop) catchUp() {
+	for i := 0; i < len(l.later); i++ {
+		fn := l.later[i]
+		l.later[i] = nil
+		fn()
+	}
+	l.later = l.later[:0]
 }
 
 // obey runs what Do has accepted. It reports false when the loop was closed and
@@ -135,8 +152,9 @@ func (l *Loop) end() {
 	for _, f := range l.slots.flows() {
 		f.Abort(ErrClosed)
 	}
-	for !l.ready.empty() {
+	for !l.ready.empty() || len(l.later) > 0 {
 		l.turn()
+		l.catchUp()
 	}
 	for _, p := range l.pipes {
 		l.destroy(p)

@@ -28,6 +28,10 @@ func Prepare(listener int) Preparation {
 	return PreparedUnix
 }
 
+// PrepareLocal prepares a fresh TCP socket whose peer is on this machine, as LocalTCP
+// would be, so that it is PreparedTCP.
+func PrepareLocal(fd int) { LocalTCP.complete(int32(fd)) }
+
 // complete sets the options that a socket lacks. It reports whether it is TCP.
 //
 // Until a direction has ended in order, closing resets: also when this process is

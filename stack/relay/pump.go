@@ -61,7 +61,7 @@ func (f *Flow) flush(i int) int {
 	if !dst.writable {
 		return stop
 	}
-	n, errno := send(dst.fd, d.pending)
+	n, errno := send(dst.fd, d.pending, 0)
 	if errno != 0 {
 		return f.unsent(i, "send", errno)
 	}
@@ -79,7 +79,7 @@ func (f *Flow) flush(i int) int {
 // unsent handles a destination that took nothing.
 func (f *Flow) unsent(i int, call string, errno syscall.Errno) int {
 	if errno == unix.EAGAIN {
-		f.sides[1-i].writable = false
+		f.awaitRoom(&f.sides[1-i])
 		return stop
 	}
 	f.fail(1-i, call, errno)
@@ -98,9 +98,10 @@ func (f *Flow) finish(i int) {
 			f.fail(1-i, "shutdown", errno)
 			return
 		}
+		setLinger(dst.fd, false) // the kernel delivers the rest, also without us
+		dst.shut = true
 	}
 	f.dirs[i].done = true
-	setLinger(dst.fd, false) // the kernel delivers the rest, also without us
 }
 
 // moveMessage reads once and sends that. Only such a read decides that there is
@@ -116,10 +117,16 @@ func (f *Flow) moveMessage(i int) int {
 		return f.unread(i, got, errno)
 	}
 	d.bulk = got == messageLen
-	if !d.bulk && src.stream && !src.ended && !src.urgent {
-		src.readable = false // the queue was empty; more makes a new event
+	if !d.bulk && src.stream && !src.urgent {
+		// The queue was empty. More makes a new event, and after the end of the
+		// stream there is none.
+		src.readable, d.eof = src.ended, src.ended
 	}
-	n, errno := send(dst.fd, l.msg[:got])
+	flags := 0
+	if d.eof && f.failure == nil {
+		flags = unix.MSG_MORE // the end of stream, which is next, goes in the same segment
+	}
+	n, errno := send(dst.fd, l.msg[:got], flags)
 	if errno != 0 {
 		n = 0
 	}
@@ -162,7 +169,7 @@ func (f *Flow) movePeeked(i int) int {
 	if errno != 0 || got == 0 {
 		return f.unread(i, got, errno)
 	}
-	n, errno := send(dst.fd, l.big[:got])
+	n, errno := send(dst.fd, l.big[:got], 0)
 	if errno != 0 {
 		return f.unsent(i, "send", errno)
 	}

@@ -19,6 +19,13 @@ type Splice struct {
 	// Out and In receive how many bytes went from a to b and from b to a: those that
 	// the other socket's kernel has taken.
 	Out, In *atomic.Uint64
+	// Keep, if it is not nil, gets b instead of its being closed when nothing is left of
+	// b's connection: both ends of stream have been passed on and acknowledged, and b
+	// holds no bytes and no error. b is disconnected (connect(2) with AF_UNSPEC), so
+	// it can be bound and connected again unless it was bound to a port by number, and
+	// is prepared as before (PreparedTCP). It is called on the loop's thread, before
+	// Done. b must be a TCP socket.
+	Keep func(b int)
 	// Prefix is sent to b before anything that comes from a. It is not counted. It
 	// must not change until Done.
 	Prefix []byte
@@ -48,6 +55,10 @@ type side struct {
 	// stream says that a short read means there is no more. It does with TCP, but
 	// not with a unix socket, where a read ends at passed descriptors too.
 	stream bool
+	// watched says that its events tell when it can be written to.
+	watched bool
+	// shut says that the end of the other side's stream was passed on already.
+	shut bool
 }
 
 // Flow is two joined sockets. Its methods belong on the loop's thread.
@@ -59,6 +70,7 @@ type Flow struct {
 	sides   [2]side
 	dirs    [2]direction // from the side of the same number to the other one
 	failure error        // set once; the flow is reset at its next turn
+	keep    func(int)
 	done    func(error)
 }
 
@@ -66,7 +78,7 @@ type Flow struct {
 // unix), until both directions have ended, and owns them from now on: nobody else
 // may hold duplicates, or closing does not reach the peers.
 func (l *Loop) Splice(a, b int, o Splice) *Flow {
-	f := &Flow{loop: l, done: o.Done}
+	f := &Flow{loop: l, keep: o.Keep, done: o.Done}
 	f.dirs[sideA].count, f.dirs[sideB].count = o.Out, o.In
 	f.dirs[sideA].pending = o.Prefix
 	l.flows.Add(1)
@@ -78,18 +90,37 @@ func (l *Loop) Splice(a, b int, o Splice) *Flow {
 	}
 	for i := range f.sides {
 		// The kernel tells at once what there is already.
-		ev := l.slots.event(f.sides[i].slot, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLPRI|unix.EPOLLET)
+		ev := l.slots.event(f.sides[i].slot, sideEvents)
 		if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, int(f.sides[i].fd), &ev); err != nil {
 			f.Abort(os.NewSyscallError("epoll_ctl", err))
 		}
 	}
-	if len(o.Prefix) > 0 {
-		l.ready.push(f)
-	}
+	// A client has often sent something by now. Then its server finds that together
+	// with the connection, and need not be woken twice.
+	f.sides[sideA].readable = true
+	l.ready.push(f)
 	if l.ending {
 		f.Abort(ErrClosed)
 	}
 	return f
+}
+
+// sideEvents is what a side is registered for at first. That it can be written to is
+// true of nearly all sockets and not worth an event each, so EPOLLOUT is only added
+// when one has taken nothing.
+const sideEvents = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET
+
+// awaitRoom has the kernel tell when a side can be written to.
+func (f *Flow) awaitRoom(s *side) {
+	s.writable = false
+	if s.watched {
+		return
+	}
+	s.watched = true
+	ev := f.loop.slots.event(s.slot, sideEvents|unix.EPOLLOUT) // which tells at once if it can be now
+	if err := unix.EpollCtl(f.loop.epoll, unix.EPOLL_CTL_MOD, int(s.fd), &ev); err != nil {
+		f.Abort(os.NewSyscallError("epoll_ctl", err))
+	}
 }
 
 // Abort resets both sides soon; Done gets err. A flow that has ended, or is about to
@@ -170,10 +201,18 @@ func (f *Flow) close() {
 	}
 	for i := range f.sides {
 		s := &f.sides[i]
-		if f.failure != nil {
+		switch {
+		case f.failure != nil:
 			setLinger(s.fd, true)
+			_ = unix.Close(int(s.fd)) // and out of the epoll instance with it
+		case i == sideB && f.keep != nil && f.retire(s):
+			f.keep(int(s.fd))
+		default:
+			if !s.shut {
+				setLinger(s.fd, false) // the kernel delivers the rest, also without us
+			}
+			_ = unix.Close(int(s.fd))
 		}
-		_ = unix.Close(int(s.fd)) // and out of the epoll instance with it
 		f.loop.slots.remove(s.slot)
 	}
 	f.loop.flows.Add(-1)

@@ -98,7 +98,7 @@ func (w *world) send(side, size int) {
 	if w.finished[side] || w.peers[side] < 0 || w.broken[side] {
 		return
 	}
-	n, errno := send(int32(w.peers[side]), pattern(side, w.sent[side], size))
+	n, errno := send(int32(w.peers[side]), pattern(side, w.sent[side], size), 0)
 	switch {
 	case errno == 0:
 		w.sent[side] += n

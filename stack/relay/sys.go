@@ -22,10 +22,10 @@ func recv(fd int32, b []byte, flags int) (int, syscall.Errno) {
 }
 
 // send is send(2), again after EINTR. A peer that is gone causes no signal.
-func send(fd int32, b []byte) (int, syscall.Errno) {
+func send(fd int32, b []byte, flags int) (int, syscall.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd),
-			uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+			uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(flags|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL), 0, 0)
 		if errno != unix.EINTR {
 			return int(n), errno
 		}
