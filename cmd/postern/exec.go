@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -20,46 +22,65 @@ import (
 )
 
 func (a *app) execCommand() *cobra.Command {
+	var all bool
 	cmd := &cobra.Command{
-		Use:   "exec NAME|PID [--] [COMMAND [ARG...]]",
+		Use:   "exec [--all] NAME|PID [--] [COMMAND [ARG...]]",
 		Short: "Run a command of the host in a running network",
 		Long: `Run COMMAND (default: $SHELL) in the user and network namespace of an instance,
-or of the process PID, with the files of the host. Its exit code is postern's.
-A detached network (postern run --detach-netns) is entered by the instance's name
-or the PID in its child_pid.`,
+of a named network (postern netns), or of the process PID, with the files of the
+host. Its exit code is postern's. A detached network (postern run --detach-netns)
+is entered by the instance's name or the PID in its child_pid.
+
+With --all COMMAND is in all namespaces of the process: it is one of the
+container's programs, sees the container's files and processes, and begins in /.`,
 		Example: `  postern exec amber-gate -- ip address
-  postern exec 4711 ss -tn`,
+  postern exec 4711 ss -tn
+  postern exec --all 4711 sh`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			target, command := args[0], args[1:]
+			// --all may also stand behind the name, where flags end.
+			if len(command) > 0 && command[0] == "--all" {
+				all, command = true, command[1:]
+			}
 			if len(command) > 0 && command[0] == "--" {
 				command = command[1:]
 			}
 			if len(command) == 0 {
 				command = a.shell()
+				if all { // the host's shell may not be there
+					command = []string{"/bin/sh"}
+				}
 			}
 			if err := sealDescriptors(); err != nil {
 				a.failed(exitFailed, err)
 				return nil
 			}
-			a.failed(a.execIn(cmd.Context(), target, command))
+			a.failed(a.execIn(cmd.Context(), target, command, all))
 			return nil
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
+	cmd.Flags().BoolVar(&all, "all", false, "enter all namespaces of the process, and see the container's files")
 	return cmd
 }
 
 // execIn runs a command in the namespaces of the target and returns its exit code.
-func (a *app) execIn(ctx context.Context, name string, command []string) (exitCode int, err error) {
+func (a *app) execIn(ctx context.Context, name string, command []string, all bool) (exitCode int, err error) {
 	target, err := a.openTarget(name)
 	if err != nil {
 		return exitFailed, err
 	}
 	defer target.Close()
-	path, err := exec.LookPath(command[0])
-	if err != nil && !errors.Is(err, exec.ErrDot) {
-		return execFailed(command[0], err)
+	var paths []string
+	if all {
+		paths = candidates(command[0], a.getenv("PATH"))
+	} else {
+		path, err := exec.LookPath(command[0])
+		if err != nil && !errors.Is(err, exec.ErrDot) {
+			return execFailed(command[0], err)
+		}
+		paths = []string{path}
 	}
 	signals := make(chan os.Signal, 32)
 	for _, s := range []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2} {
@@ -67,13 +88,61 @@ func (a *app) execIn(ctx context.Context, name string, command []string) (exitCo
 			signal.Notify(signals, s)
 		}
 	}
-	p, err := target.Start(ctx, join.Command{
-		Path: path, Argv: command, Env: a.env, Files: []*os.File{a.in, a.out, a.err}, Pdeathsig: unix.SIGKILL,
+	p, err := startFirst(paths, func(path string) (*join.Process, error) {
+		return target.Start(ctx, join.Command{
+			Path: path, Argv: command, Env: a.env, Files: []*os.File{a.in, a.out, a.err}, Pdeathsig: unix.SIGKILL,
+			Mount: all, PID: all, IPC: all, UTS: all, Cgroup: all,
+		})
 	})
+	if errors.Is(err, join.ErrNoProcess) {
+		return exitFailed, fmt.Errorf("%w: --all takes a process; leave it out, or name the PID of one in that network", err)
+	}
 	if err != nil {
 		return execFailed(command[0], err)
 	}
 	return await(p, signals)
+}
+
+// maxCandidates bounds the places in which a command is looked for; each costs a
+// child.
+const maxCandidates = 64
+
+// defaultPath is where commands are looked for when PATH is not set (execvp(3)).
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// candidates are the paths that execvp(3) tries for a command. Whether there is such
+// a file only the target's mount namespace knows.
+func candidates(command, path string) []string {
+	if strings.ContainsRune(command, '/') {
+		return []string{command}
+	}
+	if path == "" {
+		path = defaultPath
+	}
+	var list []string
+	for _, dir := range filepath.SplitList(path) {
+		if filepath.IsAbs(dir) && len(list) < maxCandidates { // never the working directory
+			list = append(list, filepath.Join(dir, command))
+		}
+	}
+	return list
+}
+
+// startFirst starts the first that can be executed. Of several, what is missing or may
+// not be executed is passed over, as exec.LookPath does.
+func startFirst(paths []string, start func(string) (*join.Process, error)) (p *join.Process, err error) {
+	err = exec.ErrNotFound
+	for _, path := range paths {
+		p, startErr := start(path)
+		switch {
+		case startErr == nil:
+			return p, nil
+		case len(paths) > 1 && (errors.Is(startErr, unix.ENOENT) || errors.Is(startErr, unix.ENOTDIR) || errors.Is(startErr, unix.EACCES)):
+		default:
+			return nil, startErr
+		}
+	}
+	return nil, err
 }
 
 // openTarget finds what the user means: an instance by name, else a process.
@@ -89,10 +158,13 @@ func (a *app) openTarget(name string) (*join.Target, error) {
 		}
 		return join.OpenPID(pid)
 	}
-	if err != nil {
-		return nil, err
+	if err == nil {
+		return openInstance(info)
 	}
-	return openInstance(info)
+	if target, found, keptErr := openKept(root, name); found {
+		return target, keptErr
+	}
+	return nil, err
 }
 
 // openInstance opens the namespaces of an instance. It holds the process by a

@@ -51,9 +51,13 @@ var ErrNone = errors.New("no such running instance (see postern ps)")
 // maxName is the longest name, that of a host name label (RFC 1035 section 2.3.4).
 const maxName = 63
 
+// kept is the name of the directory that named network namespaces have among those of
+// the instances (package netnskeep).
+const kept = "netns"
+
 // CheckName refuses names that are no safe directory names: an instance may be
 // called what is safe as a file name and as an argument,
-// ^[a-z0-9][a-z0-9_.-]{0,62}$.
+// ^[a-z0-9][a-z0-9_.-]{0,62}$, but not "netns".
 func CheckName(name string) error {
 	ok := name != "" && len(name) <= maxName
 	for i := range len(name) {
@@ -63,6 +67,9 @@ func CheckName(name string) error {
 	}
 	if !ok {
 		return fmt.Errorf("instance name %q: want 1 to %d of a-z, 0-9, '_', '.', '-', the first a letter or digit", name, maxName)
+	}
+	if name == kept {
+		return fmt.Errorf("instance name %q: it is the directory of named network namespaces (postern netns); choose another", name)
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func TestCheckName(t *testing.T) {
 			t.Errorf("CheckName(%q) = %v", good, err)
 		}
 	}
-	for _, bad := range []string{"", ".", "..", "-a", "_a", "A", "a/b", "../x", "a b", "ä", strings.Repeat("x", 64), "a\n"} {
+	for _, bad := range []string{"", ".", "..", "-a", "_a", "A", "a/b", "../x", "a b", "ä", strings.Repeat("x", 64), "a\n", "netns"} {
 		if CheckName(bad) == nil {
 			t.Errorf("CheckName(%q) = nil, want an error", bad)
 		}
