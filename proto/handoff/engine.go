@@ -18,7 +18,7 @@ const (
 )
 
 // EngineConfig is the supervisor's first message to the engine. The endpoint's
-// descriptor comes with it.
+// descriptor comes with it, and after it those of Express.
 type EngineConfig struct {
 	Endpoint EndpointKind `json:"endpoint"`
 	// MTU of the container's interface, bytes.
@@ -40,10 +40,39 @@ type EngineConfig struct {
 	// UDPIdle and UDPIdleUnreplied end UDP flows; zero is the engine's default.
 	UDPIdle          time.Duration `json:"udp_idle,omitempty"`
 	UDPIdleUnreplied time.Duration `json:"udp_idle_unreplied,omitempty"`
+	// Express is what there is of the express path; the zero value is none.
+	Express Express `json:"express,omitzero"`
 	// LogLevel is a level of log/slog; LogJSON chooses JSON lines.
 	LogLevel int  `json:"log_level,omitempty"`
 	LogJSON  bool `json:"log_json,omitempty"`
 }
+
+// Express says which descriptors of the container's network namespace come for the
+// express path, in this order: a sock_diag socket, if there is any other; the
+// transparent listeners TCP4 and TCP6; the sockets UDP4 and UDP6 that get what no
+// flow's own socket takes; and with one of those the socket on which sockets of the
+// kinds SocketExpressUDP4 and SocketExpressUDP6 arrive when ordered.
+type Express struct {
+	TCP4 bool `json:"tcp4,omitempty"`
+	TCP6 bool `json:"tcp6,omitempty"`
+	UDP4 bool `json:"udp4,omitempty"`
+	UDP6 bool `json:"udp6,omitempty"`
+}
+
+// Files is how many descriptors come.
+func (e Express) Files() (n int) {
+	for _, on := range []bool{e != Express{}, e.TCP4, e.TCP6, e.UDP4, e.UDP6, e.UDP4 || e.UDP6} {
+		if on {
+			n++
+		}
+	}
+	return n
+}
+
+// EngineExpressLost says that the container's kernel does not hand flows over: somebody
+// has changed what the express path set up in there. The supervisor puts it back; the
+// engine tries again after a while by itself.
+type EngineExpressLost struct{}
 
 // EngineReady says that packets flow. Offloads describes what the endpoint can
 // do, Notice is a line for the user when it can do less than usual.
@@ -77,6 +106,8 @@ type EngineSnapshot struct {
 	TCP      int               `json:"tcp"`
 	UDP      int               `json:"udp"`
 	Echo     int               `json:"echo"`
+	// Express is how many of the TCP flows go by the express path.
+	Express int `json:"express,omitempty"`
 }
 
 func (*EngineConfig) kind() string          { return "engine.config" }
@@ -85,12 +116,14 @@ func (*EngineFailed) kind() string          { return "engine.failed" }
 func (*EngineResolvers) kind() string       { return "engine.resolvers" }
 func (*EngineSnapshotRequest) kind() string { return "engine.snapshot-request" }
 func (*EngineSnapshot) kind() string        { return "engine.snapshot" }
+func (*EngineExpressLost) kind() string     { return "engine.express-lost" }
 
 func (*EngineReady) check() error           { return nil }
 func (*EngineFailed) check() error          { return nil }
 func (*EngineResolvers) check() error       { return nil }
 func (*EngineSnapshotRequest) check() error { return nil }
 func (*EngineSnapshot) check() error        { return nil }
+func (*EngineExpressLost) check() error     { return nil }
 
 func (m *EngineConfig) check() error {
 	if m.Endpoint != TAP && m.Endpoint != Packet {

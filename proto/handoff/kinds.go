@@ -19,6 +19,7 @@ var messages = []func() Message{
 	func() Message { return new(EngineResolvers) },
 	func() Message { return new(EngineSnapshotRequest) },
 	func() Message { return new(EngineSnapshot) },
+	func() Message { return new(EngineExpressLost) },
 	func() Message { return new(EnginePorts) },
 	func() Message { return new(EnginePortsAnswer) },
 	func() Message { return new(EngineShut) },

@@ -17,18 +17,21 @@ const (
 	SocketTCP6
 	SocketUDP4
 	SocketUDP6
+	// SocketExpressUDP4 and SocketExpressUDP6 carry flows of the express path.
+	SocketExpressUDP4
+	SocketExpressUDP6
 	numSocketKinds
 )
 
 // NumSocketKinds is how many kinds there are.
 const NumSocketKinds = int(numSocketKinds)
 
-// String returns "tcp4", "tcp6", "udp4" or "udp6".
+// String returns "tcp4", "tcp6", "udp4", "udp6", "express-udp4" or "express-udp6".
 func (k SocketKind) String() string {
 	if k >= numSocketKinds {
 		return "unknown"
 	}
-	return [...]string{"tcp4", "tcp6", "udp4", "udp6"}[k]
+	return [...]string{"tcp4", "tcp6", "udp4", "udp6", "express-udp4", "express-udp6"}[k]
 }
 
 // PortListener describes one listening socket of a published port; its fields are

@@ -13,6 +13,7 @@
 //	Target.Open          TAP, netlink, sock_diag and packet sockets: Sockets
 //	Target.Start         a program of ours in the namespaces: a Process
 //	Target.SendSockets   clients' sockets of published ports, to another process
+//	Target.Make          plain sockets, for the caller to make something of
 //	Target.Listen        a listening socket for the container's own processes
 //
 // # The right process

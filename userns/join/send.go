@@ -38,19 +38,23 @@ type socketPlan struct {
 
 // planSocket returns the plan of a transparent, marked socket.
 func planSocket(kind handoff.SocketKind) (socketPlan, error) {
+	mark := rtnl.PublishedMark
+	if kind == handoff.SocketExpressUDP4 || kind == handoff.SocketExpressUDP6 {
+		mark = rtnl.ExpressMark
+	}
 	p := socketPlan{unix.AF_INET, unix.SOCK_STREAM | unix.SOCK_NONBLOCK, []socketOption{
-		// The same client may be in TIME_WAIT, or connected to another port of ours.
+		// The same client may be in TIME_WAIT, or connected to another port of ours; the
+		// same remote may be that of another flow.
 		{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
-		{"SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, rtnl.PublishedMark},
+		{"SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, mark},
 	}}
-	switch kind {
-	case handoff.SocketUDP4, handoff.SocketUDP6:
+	if kind != handoff.SocketTCP4 && kind != handoff.SocketTCP6 {
 		p.kind = unix.SOCK_DGRAM | unix.SOCK_NONBLOCK
 	}
 	switch kind {
-	case handoff.SocketTCP4, handoff.SocketUDP4:
+	case handoff.SocketTCP4, handoff.SocketUDP4, handoff.SocketExpressUDP4:
 		p.options = append(p.options, socketOption{"IP_TRANSPARENT", unix.SOL_IP, unix.IP_TRANSPARENT, 1})
-	case handoff.SocketTCP6, handoff.SocketUDP6:
+	case handoff.SocketTCP6, handoff.SocketUDP6, handoff.SocketExpressUDP6:
 		p.domain = unix.AF_INET6
 		p.options = append(p.options,
 			socketOption{"IPV6_TRANSPARENT", unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1},
@@ -62,9 +66,10 @@ func planSocket(kind handoff.SocketKind) (socketPlan, error) {
 }
 
 // SendSockets makes n sockets in the target's network namespace, ready to be bound
-// to a client's address and connected to a server: transparent, marked with
-// rtnl.PublishedMark, nonblocking, close-on-exec, reusing addresses, for IPv6 that
-// family only. PreparePublishing makes them useful. They are sent over to, a
+// to a client's address and connected to a server: transparent, marked, nonblocking,
+// close-on-exec, reusing addresses, for IPv6 that family only. The mark is
+// rtnl.PublishedMark, and PreparePublishing makes them useful; for the express path's
+// kinds it is rtnl.ExpressMark, and package express does. They are sent over to, a
 // SOCK_SEQPACKET socket whose other end is another process's, in messages of up to
 // SocketsPerMessage with the kind as their one byte of body. No descriptor of them
 // stays with us.

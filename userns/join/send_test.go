@@ -46,11 +46,14 @@ func TestSendSockets(t *testing.T) {
 func checkSocket(t *testing.T, fd int, kind handoff.SocketKind) {
 	t.Helper()
 	want := map[string]int{"domain": unix.AF_INET, "type": unix.SOCK_STREAM, "mark": rtnl.PublishedMark, "reuse": 1, "transparent": 1, "only": 1}
-	if kind == handoff.SocketUDP4 || kind == handoff.SocketUDP6 {
+	if kind != handoff.SocketTCP4 && kind != handoff.SocketTCP6 {
 		want["type"] = unix.SOCK_DGRAM
 	}
+	if kind == handoff.SocketExpressUDP4 || kind == handoff.SocketExpressUDP6 {
+		want["mark"] = rtnl.ExpressMark
+	}
 	level, transparent := unix.SOL_IP, unix.IP_TRANSPARENT
-	if kind == handoff.SocketTCP6 || kind == handoff.SocketUDP6 {
+	if kind == handoff.SocketTCP6 || kind == handoff.SocketUDP6 || kind == handoff.SocketExpressUDP6 {
 		want["domain"] = unix.AF_INET6
 		level, transparent = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
 	}

@@ -58,14 +58,8 @@ func exchange(route *os.File, op string, m *message, data func(reply)) error {
 
 func exchangeFD(fd int, op string, m *message, data func(reply)) error {
 	seq := sequence.Add(1)
-	// The two options only improve error texts; a kernel without them is fine.
-	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
-	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
-	err := unix.Sendto(fd, m.finish(seq), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	for err == unix.EINTR {
-		err = unix.Sendto(fd, m.b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	}
-	if err != nil {
+	explainErrors(fd)
+	if err := send(fd, m.finish(seq)); err != nil {
 		return fmt.Errorf("%s: send the request: %w", op, err)
 	}
 	buf := make([]byte, answerSize)
@@ -76,6 +70,22 @@ func exchangeFD(fd int, op string, m *message, data func(reply)) error {
 		}
 		done, err := answer(buf[:n], seq, op, data)
 		if done || err != nil {
+			return err
+		}
+	}
+}
+
+// explainErrors asks for the kernel's own words and for answers that do not repeat the
+// request. That only improves error texts; a kernel without the options is fine.
+func explainErrors(fd int) {
+	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
+	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+}
+
+// send sends one datagram to the kernel.
+func send(fd int, b []byte) error {
+	for {
+		if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != unix.EINTR {
 			return err
 		}
 	}

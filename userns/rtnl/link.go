@@ -19,10 +19,18 @@ func Up(route *os.File, name string) error {
 	return change(route, "set "+name+" up", name, unix.IFF_UP, nil)
 }
 
-// change sets flags of an interface and what fill appends.
-func change(route *os.File, op, name string, flags uint32, fill func(*message)) error {
+// upMessage is the request of Up.
+func upMessage(name string) *message { return changeMessage(name, unix.IFF_UP) }
+
+func changeMessage(name string, flags uint32) *message {
 	m := newMessage(unix.RTM_NEWLINK, 0, linkHeader(0, flags, flags))
 	m.attrString(unix.IFLA_IFNAME, name)
+	return m
+}
+
+// change sets flags of an interface and what fill appends.
+func change(route *os.File, op, name string, flags uint32, fill func(*message)) error {
+	m := changeMessage(name, flags)
 	if fill != nil {
 		fill(m)
 	}

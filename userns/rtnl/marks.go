@@ -1,7 +1,7 @@
 package rtnl
 
-// The packet mark, routing table and rule priority that published ports use in the
-// container's network namespace. Others live there too: Docker, Kubernetes and VPN
+// The packet marks, routing tables and rule priorities that published ports and the
+// express path use in the container's network namespace. Others live there too: Docker, Kubernetes and VPN
 // clients run in rootless containers, and each has its own marks. Marks are shared
 // by bits, not by numbers, because others set and clear bits under a mask:
 //
@@ -23,7 +23,12 @@ const (
 	// servers' own sockets. The numbers up to LastMark are reserved for further paths
 	// of ours that need marks of their own.
 	PublishedMark = 0x1050
-	LastMark      = 0x105f
+	// ExpressMark means that a packet belongs to a flow of the express path and stays in
+	// the namespace. It is on the sockets of our side, on their flows (connection
+	// tracking's mark) and from there on what the container sends on them; one number
+	// is enough, since the two directions differ by their addresses.
+	ExpressMark = 0x1051
+	LastMark    = 0x105f
 	// PublishedMask is the bits that are compared: none that somebody else is
 	// known to set on top.
 	PublishedMask = 0x10ff
@@ -31,8 +36,10 @@ const (
 	// PublishedTable has one route a family: everything is local. Known numbers of
 	// others: 52 (Tailscale), 100 (RootlessKit), 133 (Istio), 205 (NordVPN), 2004 and
 	// 2005 (Cilium), 7120 (NetBird), 51820 (wg-quick), 253 to 255 (the kernel).
-	// 0x5051 to 0x505f are reserved as above.
+	// 0x5052 to 0x505f are reserved as above. The express path has a table of its own so
+	// that either can be taken away without the other.
 	PublishedTable = 0x5050
+	ExpressTable   = 0x5051
 
 	// PublishedPriority is before the rules that send everything without a certain
 	// mark into a tunnel (Calico's WireGuard: 99, NetBird: 100 to 110, Tailscale: 5210
@@ -40,8 +47,9 @@ const (
 	// that is added without a number comes before the first numbered one, whatever
 	// that is (fib_default_rule_pref), and nobody can be earlier: wg-quick's are such.
 	// While it sends everything into its tunnel, it sends the answers to remote
-	// clients there too, as on a host. 51 to 59 are reserved as above.
+	// clients there too, as on a host. 52 to 59 are reserved as above.
 	PublishedPriority = 50
+	ExpressPriority   = 51
 )
 
 // Ours reports whether a socket or packet with this mark is ours.

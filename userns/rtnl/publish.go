@@ -8,9 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fibRuleHdrLen is the size of struct fib_rule_hdr (linux/fib_rules.h).
-const fibRuleHdrLen = 12
-
 // InstallPublishing sets up routing for published ports in the socket's network
 // namespace. A server's answers to a client far away stay in the namespace:
 //
@@ -54,15 +51,15 @@ var noIPv6 = []unix.Errno{unix.EAFNOSUPPORT, unix.EOPNOTSUPP, unix.EACCES}
 // installFamily adds the route before the rules, so that no packet meets an empty
 // table and goes on to the next rule.
 func installFamily(route *os.File, family uint8, name string, lo int, loopback netip.Prefix) error {
-	if err := exchange(route, "add the local "+name+" route of published ports", localRoute(family, lo), nil); err != nil {
+	if err := exchange(route, "add the local "+name+" route of published ports", localRoute(family, lo, PublishedTable), nil); err != nil {
 		return err
 	}
 	for _, r := range []struct {
 		op string
 		m  *message
 	}{
-		{"add the " + name + " rule for marked packets", markRule(family)},
-		{"add the rule for packets from " + loopback.String(), sourceRule(family, loopback)},
+		{"add the " + name + " rule for marked packets", published(family).marked(PublishedMark)},
+		{"add the rule for packets from " + loopback.String(), published(family).from(loopback)},
 	} {
 		if err := exchange(route, r.op, r.m, nil); err != nil && !errors.Is(err, unix.EEXIST) {
 			return err
@@ -71,41 +68,7 @@ func installFamily(route *os.File, family uint8, name string, lo int, loopback n
 	return nil
 }
 
-// localRoute makes every address of the family local, in our table.
-func localRoute(family uint8, lo int) *message {
-	b := make([]byte, unix.SizeofRtMsg)
-	b[0] = family
-	b[4], b[5], b[6], b[7] = unix.RT_TABLE_UNSPEC, unix.RTPROT_BOOT, unix.RT_SCOPE_HOST, unix.RTN_LOCAL
-	m := newMessage(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, b)
-	m.attrUint32(unix.RTA_TABLE, PublishedTable)
-	m.attrUint32(unix.RTA_OIF, uint32(lo))
-	return m
-}
-
-// rule starts a rule that leads to our table; sourceBits is the length of the
-// prefix in FRA_SRC. EEXIST if there is the same one already.
-func rule(family, sourceBits uint8) *message {
-	b := make([]byte, fibRuleHdrLen)
-	b[0], b[2] = family, sourceBits
-	b[4], b[7] = unix.RT_TABLE_UNSPEC, unix.FR_ACT_TO_TBL
-	m := newMessage(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, b)
-	m.attrUint32(unix.FRA_TABLE, PublishedTable)
-	m.attrUint32(unix.FRA_PRIORITY, PublishedPriority)
-	// A systemd-networkd in the container deletes rules that it does not know,
-	// except the kernel's (networkd.conf(5), ManageForeignRoutingPolicyRules=).
-	m.attr(unix.FRA_PROTOCOL, []byte{unix.RTPROT_KERNEL})
-	return m
-}
-
-func markRule(family uint8) *message {
-	m := rule(family, 0)
-	m.attrUint32(unix.FRA_FWMARK, PublishedMark)
-	m.attrUint32(unix.FRA_FWMASK, PublishedMask)
-	return m
-}
-
-func sourceRule(family uint8, p netip.Prefix) *message {
-	m := rule(family, uint8(p.Bits()))
-	m.attr(unix.FRA_SRC, p.Addr().AsSlice())
-	return m
+// published is what the rules of published ports have in common.
+func published(family uint8) rule {
+	return rule{unix.RTM_NEWRULE, family, PublishedTable, PublishedPriority}
 }

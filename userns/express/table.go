@@ -1,0 +1,270 @@
+package express
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-net/postern/userns/rtnl"
+)
+
+// tableName is our table's name, in the family inet.
+const tableName = "postern"
+
+// Table flags and attributes that x/sys lacks (linux/netfilter/nf_tables.h).
+const (
+	tableOwner       = 2  // NFT_TABLE_F_OWNER: ends with its socket, nobody else changes it; Linux 5.12
+	nftaTableComment = 6  // NFTA_TABLE_USERDATA
+	nftaChainComment = 12 // NFTA_CHAIN_USERDATA
+)
+
+// nfAccept is NF_ACCEPT (linux/netfilter.h).
+const nfAccept = 1
+
+// chain is a base chain.
+type chain struct {
+	name, kind string
+	hook       uint32
+	priority   int32
+	comment    string
+}
+
+// The first two are behind connection tracking (-200) and before destination NAT (-100):
+// NF_IP_PRI_MANGLE. The last one is just before everybody else's source NAT (100).
+var (
+	chainOut = chain{"out", "route", unix.NF_INET_LOCAL_OUT, -150, "what the container sends, and our sockets answer"}
+	chainIn  = chain{"in", "filter", unix.NF_INET_PRE_ROUTING, -150, "what the engine writes back into the interface"}
+	chainNAT = chain{"source", "nat", unix.NF_INET_POST_ROUTING, 99, "a masqueraded flow could not change its interface"}
+)
+
+// nftRule is a rule, why it is there, and whose family's it is (0: both).
+type nftRule struct {
+	chain   chain
+	comment string
+	exprs   exprs
+	family  uint8
+}
+
+// rules are those of the first two chains.
+func rules(iface string, families []family) []nftRule {
+	list := []nftRule{
+		{chainOut, "our sockets' flows stay in here",
+			concat(packetMark.ours(), flowMark.set(), accept), 0},
+		{chainOut, "a connection that begins asks the engine anew",
+			concat(flowMark.ours(), bareSYN(), flowMark.clear()), 0},
+		{chainOut, "the container's side of such a flow goes to lo",
+			concat(flowMark.ours(), packetMark.set()), 0},
+	}
+	for _, f := range families {
+		list = append(list, f.rules(iface)...)
+	}
+	return list
+}
+
+func (f family) rules(iface string) []nftRule {
+	// A copy that the kernel loops back to local members of a multicast group has the
+	// same interface and source, but is not addressed to this host.
+	written := concat(comesBy(iface), comesFrom(f.addr), metaIs(metaPacketType, packetHost))
+	var list []nftRule
+	if f.tcp.IsValid() {
+		list = append(list, nftRule{chainIn, "a SYN that the engine has dialled for",
+			concat(written, bareSYN(), toSocket(f.tcp), packetMark.set(), accept), f.number})
+	}
+	if f.udp.IsValid() {
+		list = append(list,
+			nftRule{chainIn, "a datagram whose flow goes over",
+				concat(written, isUDP(), toSocket(f.udp), flowMark.set(), packetMark.set(), accept), f.number},
+			nftRule{chainIn, "datagrams that follow",
+				concat(packetMark.ours(), comesBy("lo"), comesFrom(f.addr), isUDP(), toSocket(f.udp), accept), f.number})
+	}
+	return append(list, nftRule{chainIn, "nobody else sends from the container's address",
+		concat(written, drop), f.number})
+}
+
+// natRules are the last chain's. The kernel binds a masqueraded flow to the interface
+// that it began on and drops it when it leaves by another (nf_nat_oif_changed).
+func natRules(iface string, families []family) []nftRule {
+	var list []nftRule
+	for _, f := range families {
+		list = append(list,
+			nftRule{chainNAT, "flows that may go over later",
+				concat(leavesBy(iface), comesFrom(f.addr), keepSource(f.number)), f.number},
+			nftRule{chainNAT, "flows that our sockets begin",
+				concat(packetMark.ours(), isFamily(f.number), keepSource(f.number)), f.number})
+	}
+	return list
+}
+
+// Matches that package expr has no names for (linux/if_packet.h).
+const (
+	metaPacketType = unix.NFT_META_PKTTYPE
+	packetHost     = unix.PACKET_HOST
+)
+
+// install replaces the table, whatever it was, in one transaction. An older table of
+// ours goes with it; one that another living process owns is EPERM. Kernels before Linux
+// 5.12 know no owner, some have no NAT, and then the containers in there have none either.
+func install(nft *os.File, iface string, families []family) error {
+	flags, nat := uint32(tableOwner), true
+	for {
+		err := replace(nft, iface, families, flags, nat)
+		switch op := refusedOp(err); {
+		case op == opOwn && flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)):
+			flags = 0
+		case op == opNAT && nat:
+			nat = false
+		default:
+			return err
+		}
+	}
+}
+
+// refusedOp is what the kernel has refused, empty if it has not.
+func refusedOp(err error) string {
+	if refused, ok := errors.AsType[*rtnl.Error](err); ok {
+		return refused.Op
+	}
+	return ""
+}
+
+const (
+	opBatch = "change the rules of nf_tables"
+	opAny   = "add table inet " + tableName
+	opDel   = "delete table inet " + tableName
+	opOwn   = "make table inet " + tableName
+	opNAT   = "add rules with source NAT (nft_chain_nat, nft_nat)"
+)
+
+func replace(nft *os.File, iface string, families []family, flags uint32, nat bool) error {
+	list := []rtnl.Request{
+		// A table that is not there cannot be deleted, so it is made first, whatever
+		// its flags are.
+		anyTable(), delTable(), newTable(flags), newChain(chainOut), newChain(chainIn),
+	}
+	all := rules(iface, families)
+	if nat {
+		list = append(list, newChain(chainNAT))
+		all = append(all, natRules(iface, families)...)
+	}
+	for _, r := range all {
+		q, err := newRule(r)
+		if err != nil {
+			return err
+		}
+		list = append(list, q)
+	}
+	return rtnl.Batch(nft, transaction(list))
+}
+
+// remove deletes the table; there being none is no error.
+func remove(nft *os.File) error {
+	q := delTable()
+	q.Ignore = []unix.Errno{unix.ENOENT}
+	return rtnl.Batch(nft, transaction([]rtnl.Request{q}))
+}
+
+// transaction puts a batch's begin and end around (nfnetlink.h).
+func transaction(list []rtnl.Request) []rtnl.Request {
+	edge := func(kind uint16) rtnl.Request {
+		return rtnl.Request{Op: opBatch, Kind: kind, Body: header(unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES), Silent: true}
+	}
+	all := append([]rtnl.Request{edge(unix.NFNL_MSG_BATCH_BEGIN)}, list...)
+	return append(all, edge(unix.NFNL_MSG_BATCH_END))
+}
+
+// header is struct nfgenmsg.
+func header(family uint8, resource uint16) []byte {
+	return []byte{family, unix.NFNETLINK_V0, byte(resource >> 8), byte(resource)}
+}
+
+// request starts a message of nf_tables about our table.
+func request(op string, message, flags uint16, tableAttr uint16) rtnl.Request {
+	return rtnl.Request{
+		Op: op, Kind: unix.NFNL_SUBSYS_NFTABLES<<8 | message, Flags: flags,
+		Body: text(header(unix.NFPROTO_INET, 0), tableAttr, tableName),
+	}
+}
+
+func text(b []byte, kind uint16, s string) []byte {
+	return rtnl.AppendAttribute(b, kind, append([]byte(s), 0))
+}
+
+func number(b []byte, kind uint16, v uint32) []byte {
+	return rtnl.AppendAttribute(b, kind, []byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+}
+
+func comment(b []byte, kind uint16, s string) []byte {
+	return rtnl.AppendAttribute(b, kind, userdata.AppendString(nil, userdata.TypeComment, s))
+}
+
+func anyTable() rtnl.Request {
+	return request(opAny, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, unix.NFTA_TABLE_NAME)
+}
+
+func newTable(flags uint32) rtnl.Request {
+	q := request(opOwn, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, unix.NFTA_TABLE_NAME)
+	q.Body = number(q.Body, unix.NFTA_TABLE_FLAGS, flags)
+	q.Body = comment(q.Body, nftaTableComment, "express path of postern: flows that need not cross the interface")
+	return q
+}
+
+func delTable() rtnl.Request {
+	return request(opDel, unix.NFT_MSG_DELTABLE, 0, unix.NFTA_TABLE_NAME)
+}
+
+func newChain(c chain) rtnl.Request {
+	op := "add chain " + c.name + " of type " + c.kind
+	if c.name == chainNAT.name {
+		op = opNAT
+	}
+	q := request(op, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, unix.NFTA_CHAIN_TABLE)
+	q.Body = text(q.Body, unix.NFTA_CHAIN_NAME, c.name)
+	hook := number(number(nil, unix.NFTA_HOOK_HOOKNUM, c.hook), unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
+	q.Body = rtnl.AppendAttribute(q.Body, unix.NLA_F_NESTED|unix.NFTA_CHAIN_HOOK, hook)
+	q.Body = number(q.Body, unix.NFTA_CHAIN_POLICY, nfAccept)
+	q.Body = text(q.Body, unix.NFTA_CHAIN_TYPE, c.kind)
+	q.Body = comment(q.Body, nftaChainComment, c.comment)
+	return q
+}
+
+func newRule(r nftRule) (rtnl.Request, error) {
+	body, err := r.exprs.marshal()
+	q := request(r.op(), unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, unix.NFTA_RULE_TABLE)
+	q.Body = text(q.Body, unix.NFTA_RULE_CHAIN, r.chain.name)
+	q.Body = rtnl.AppendAttribute(q.Body, unix.NLA_F_NESTED|unix.NFTA_RULE_EXPRESSIONS, body)
+	q.Body = comment(q.Body, unix.NFTA_RULE_USERDATA, r.comment)
+	return q, err
+}
+
+// op names the parts of nf_tables that the rule needs, since what the kernel says
+// about one that it lacks is ENOENT.
+func (r nftRule) op() string {
+	switch r.chain.name {
+	case chainOut.name:
+		return "add a rule with connection tracking (nft_ct)"
+	case chainNAT.name:
+		return opNAT
+	}
+	return tproxyOp(r.family)
+}
+
+func tproxyOp(number uint8) string {
+	return "add " + familyName(number) + " rule with tproxy (nft_tproxy)"
+}
+
+func familyName(number uint8) string {
+	if number == unix.AF_INET6 {
+		return "an IPv6"
+	}
+	return "an IPv4"
+}
+
+// family is what the rules of an address family are made from.
+type family struct {
+	number   uint8          // AF_INET or AF_INET6
+	addr     netip.Addr     // the container's
+	tcp, udp netip.AddrPort // where our sockets listen; invalid: there is none
+}
