@@ -63,6 +63,8 @@ type Config struct {
 	Search []string
 	// UDPIdle and UDPIdleUnreplied end UDP mappings; 0 means 120 s and 30 s.
 	UDPIdle, UDPIdleUnreplied time.Duration
+	// Express lets flows of the container bypass the device; nil turns that off.
+	Express *Express
 	// Logger gets life-cycle events; nil means none.
 	Logger *slog.Logger
 }

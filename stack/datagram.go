@@ -42,7 +42,7 @@ func (e *Engine) handleUDP(p link.Packet) {
 		e.link.SendError(icmp.PortUnreachable, 0, p.Dst, p.Src, quote(p))
 	default:
 		e.udp.Handle(udpout.Datagram{
-			From: from, To: to, Payload: u.Payload, Segment: p.Segment, TTL: p.TTL, Quote: quote(p),
+			From: from, To: to, Payload: u.Payload, Segment: p.Segment, TTL: p.TTL, Quote: quote(p), Packet: p,
 		})
 	}
 }

@@ -4,6 +4,7 @@
 //	       tap.Device
 //	           │ frames with virtio header
 //	       link.Endpoint ──── service: ARP, NDP, DHCP, echo to the gateway
+//	           │     └ SYN ── guard ── express.Out ── sockets of the container's netns
 //	  ┌────────┼─────────┐
 //	UDP, ICMP  │ TCP, fragments
 //	  │     netstack (gVisor), one interface, promiscuous
@@ -23,4 +24,9 @@
 // One goroutine reads frames. What it calls must not block, so every part hands
 // work that can take time to goroutines of its own, whose number the flow table
 // bounds. netstack adds one goroutine a processor for TCP; a TCP flow has two.
+//
+// A TCP flow has one of two paths. The universal one is drawn above: every byte goes
+// through the device and netstack. With Config.Express the bytes of flows that a socket
+// of the container's own network namespace opened stay in the kernel; see the package
+// express. Both are entries of the same flow table, under the same guard and limits.
 package stack

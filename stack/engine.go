@@ -17,6 +17,7 @@ import (
 	"github.com/postern-net/postern/proto/inet"
 	"github.com/postern-net/postern/stack/guard"
 	"github.com/postern-net/postern/stack/internal/echo"
+	"github.com/postern-net/postern/stack/internal/express"
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/internal/link"
 	"github.com/postern-net/postern/stack/internal/link/service"
@@ -36,6 +37,8 @@ type Engine struct {
 	services *service.Service
 	net      *stack.Stack
 	tcp      *tcpout.Out
+	express  *express.Out  // nil without
+	diag     *express.Diag // nil without the express path
 	in       *tcpin.In
 	udp      *udpout.Table
 	echo     *echo.Table
@@ -45,10 +48,12 @@ type Engine struct {
 	closing   sync.Once
 }
 
-// New assembles an engine. It takes ownership of cfg.Device, also when it fails.
+// New assembles an engine. It takes ownership of cfg.Device and of the files in
+// cfg.Express, also when it fails.
 func New(cfg Config) (*Engine, error) {
 	c, err := cfg.withDefaults()
 	if err != nil {
+		cfg.Express.discard()
 		if cfg.Device != nil {
 			cfg.Device.Close()
 		}
@@ -57,6 +62,7 @@ func New(cfg Config) (*Engine, error) {
 	e := &Engine{cfg: c, policy: c.policy(), flows: flow.NewTable()}
 	if err := e.assemble(); err != nil {
 		e.Close()
+		c.Express.discard()
 		return nil, err
 	}
 	return e, nil
@@ -72,7 +78,7 @@ func (e *Engine) assemble() error {
 		GatewayMAC: gatewayMAC[:], ContainerMAC: c.containerMAC(),
 		Source:   func(h inet.Header) string { return policy.Source(h.Src) },
 		Service:  e.services,
-		Handlers: link.Handlers{UDP: e.handleUDP, ICMP: e.handleICMP},
+		Handlers: link.Handlers{UDP: e.handleUDP, ICMP: e.handleICMP, SYN: e.handleSYN},
 		Counters: &e.flows.Counters,
 	})
 	var err error
@@ -86,10 +92,13 @@ func (e *Engine) assemble() error {
 		Stack: e.net, Guard: policy, Flows: e.flows, Sender: e.link,
 		Dial: tcpout.HostDialer(c.Outbound4, c.Outbound6), ServeDNS: e.dns.ServeTCP, Logger: c.Logger,
 	})
+	if err := e.assembleExpress(); err != nil {
+		return err
+	}
 	e.in = tcpin.New(tcpin.Config{Stack: e.net, Guard: policy, Flows: e.flows})
 	e.udp, err = udpout.New(udpout.Config{
 		Guard: policy, Flows: e.flows, Sender: e.link, Outbound4: c.Outbound4, Outbound6: c.Outbound6,
-		Idle: c.UDPIdle, IdleUnreplied: c.UDPIdleUnreplied, Logger: c.Logger,
+		Idle: c.UDPIdle, IdleUnreplied: c.UDPIdleUnreplied, Express: e.udpExpress(), Logger: c.Logger,
 	})
 	if err != nil {
 		return err
@@ -154,6 +163,9 @@ func (e *Engine) Close() error {
 		if e.dns != nil {
 			e.dns.Close()
 		}
+		if e.express != nil {
+			e.express.Close()
+		}
 		if e.tcp != nil {
 			e.tcp.Close()
 		}
@@ -165,6 +177,9 @@ func (e *Engine) Close() error {
 		}
 		if e.echo != nil {
 			e.echo.Close()
+		}
+		if e.diag != nil {
+			e.diag.Close()
 		}
 		// The device goes last but one: the parts above still send through it,
 		// and netstack's own goroutines must find it closed, not full.

@@ -42,7 +42,8 @@ func (e *Engine) SendUDP(source, target netip.AddrPort, payload []byte, segment 
 // is valid only during the call, and several datagrams of segment bytes each, the
 // last perhaps shorter, if segment is not 0. True means that fn has dealt with it.
 //
-// fn is called on the goroutine that reads frames, and must be quick and not block.
+// fn is called on the goroutine that reads frames, and for what takes the express path
+// (Config.Express) on another one as well. It must be quick and not block.
 // A call may still be under way when SetPublished returns.
 func (e *Engine) SetPublished(fn func(from, to netip.AddrPort, payload []byte, segment int) bool) {
 	if fn == nil {

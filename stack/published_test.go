@@ -161,7 +161,7 @@ func TestDialTCPShowsTheClient(t *testing.T) {
 		if b, err := take(t, s); string(b) != "the answer" || err != nil {
 			t.Errorf("%v: read %q, %v", c.client, b, err)
 		}
-		want := stack.FlowInfo{Proto: "tcp-in", Initiating: c.client, Target: c.server, State: "open", BytesOut: 8, BytesIn: 10}
+		want := stack.FlowInfo{Proto: "tcp-in", Initiating: c.client, Target: c.server, State: "open", Path: "universal", BytesOut: 8, BytesIn: 10}
 		got := e.Snapshot().Flows[0]
 		if got.Started.IsZero() {
 			t.Error("no start")

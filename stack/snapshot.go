@@ -14,7 +14,9 @@ type Snapshot struct {
 	// TCP, UDP and Echo are how many flows of the container there are, TCPIn how
 	// many into it (DialTCP).
 	TCP, UDP, Echo, TCPIn int
-	Flows                 []FlowInfo
+	// Express is how many open flows, of all protocols, bypass the device.
+	Express int
+	Flows   []FlowInfo
 }
 
 // FlowInfo describes one flow. Target is unset for a UDP mapping.
@@ -23,7 +25,9 @@ type FlowInfo struct {
 	Proto              string
 	Initiating, Target netip.AddrPort
 	State              string
-	Started            time.Time
+	// Path is "universal" or "express", which bypasses the device.
+	Path    string
+	Started time.Time
 	// BytesOut and BytesIn are payload bytes, seen from the initiating side.
 	BytesOut, BytesIn uint64
 }
@@ -36,9 +40,12 @@ func (e *Engine) Snapshot() Snapshot {
 		TCPIn: e.flows.Len(flow.TCPIn),
 	}
 	for _, f := range e.flows.Flows() {
+		if f.Path() == flow.Express && f.State() == flow.Open {
+			s.Express++
+		}
 		s.Flows = append(s.Flows, FlowInfo{
 			Proto: f.Proto.String(), Initiating: f.Initiating, Target: f.Target, State: f.State().String(),
-			Started: f.Started, BytesOut: f.BytesOut.Load(), BytesIn: f.BytesIn.Load(),
+			Path: f.Path().String(), Started: f.Started, BytesOut: f.BytesOut.Load(), BytesIn: f.BytesIn.Load(),
 		})
 	}
 	return s

@@ -17,6 +17,9 @@ var natures = [handoff.NumSocketKinds]nature{
 	handoff.SocketTCP6: {unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_TCP},
 	handoff.SocketUDP4: {unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDP},
 	handoff.SocketUDP6: {unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_UDP},
+
+	handoff.SocketExpressUDP4: {unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDP},
+	handoff.SocketExpressUDP6: {unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_UDP},
 }
 
 // errUnfit says that a descriptor is not what was ordered.

@@ -51,7 +51,14 @@ func recvmsg(fd int, hdr *unix.Msghdr, flags int) (int, unix.Errno) {
 	return int(n), e
 }
 
-// mmsghdr is struct mmsghdr of sendmmsg(2). Go aligns its size as C does.
+// recvmmsg receives without waiting and returns how many messages came.
+func recvmmsg(fd int, hdrs []mmsghdr) (int, unix.Errno) {
+	n, _, e := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))),
+		uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)
+	return int(n), e
+}
+
+// mmsghdr is struct mmsghdr of recvmmsg(2). Go aligns its size as C does.
 type mmsghdr struct {
 	hdr unix.Msghdr
 	len uint32

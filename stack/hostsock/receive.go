@@ -1,81 +1,171 @@
 package hostsock
 
 import (
-	"encoding/binary"
-	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Message is what one receive brought. Payload is valid only during the call
-// that it is passed to.
-type Message struct {
-	From netip.AddrPort
-	// Local is the host's address that the message was sent to, and Interface the
-	// index of the interface by which it came; both are set for adopted sockets
-	// only. For a group or broadcast Local is what a reply may come from: the
-	// interface's address over IPv4, the zero Addr over IPv6, where there is none.
-	Local     netip.Addr
-	Interface int
-	Payload   []byte
-	// Segment is 0 if Payload is one datagram. Otherwise Payload holds several of
-	// Segment bytes each, the last possibly shorter.
-	Segment int
-}
+const (
+	// receiveBuffer takes the largest datagram and the largest super-segment.
+	receiveBuffer = 1 << 16
 
-// receiveBuffer takes the largest datagram and the largest super-segment.
-const receiveBuffer = 1 << 16
+	// maxMessages is how many messages one recvmmsg takes. It equals what one
+	// UDP_SEGMENT send takes, so that a busy flow costs one call each way.
+	maxMessages = maxSegments
+
+	// fewMessages is what a quiet socket is asked for: with room for two, getting
+	// one says that there is no other, without a further call.
+	fewMessages = 2
+
+	// controlWords is the room for the control messages of one receive, in words.
+	// A segment size, a local address, a hop limit and an original destination
+	// take 136 bytes over IPv6, an error with its offender 64.
+	controlWords = 24
+)
 
 // reader has the memory that receiving needs.
+//
+// Messages are received into slots as large as those of the call before, one
+// behind the other. When a flow sends datagrams of one size they lie in one piece
+// afterwards, as if the kernel had batched them, and can be sent on like that.
+// What is larger than its slot runs over into a spill of its own.
 type reader struct {
-	buf  []byte
-	oob  [32]uint64 // aligned for struct cmsghdr
-	name name
-	iov  unix.Iovec
-	hdr  unix.Msghdr
+	slots []byte
+	spill []byte
+	slot  int // size of a slot in bytes
+	depth int // number of slots
+	used  int // how many the last receive filled
+
+	hdrs  []mmsghdr
+	iovs  [maxMessages][2]unix.Iovec
+	names [maxMessages]name
+	oob   [maxMessages][controlWords]uint64 // aligned for struct cmsghdr
 }
 
-func (r *reader) recv(fd, flags int) (int, unix.Errno) {
-	if r.buf == nil {
-		r.buf = make([]byte, receiveBuffer)
+// arrange prepares depth slots of so many bytes each, or one that takes everything.
+func (r *reader) arrange(depth, slot int) {
+	if depth == r.depth && slot == r.slot {
+		r.renew(r.used)
+		return
 	}
-	setIovec(&r.iov, r.buf)
-	r.name = name{}
-	r.hdr = unix.Msghdr{
-		Name:    (*byte)(unsafe.Pointer(&r.name)),
-		Namelen: unix.SizeofSockaddrInet6,
-		Iov:     &r.iov,
-		Control: (*byte)(unsafe.Pointer(&r.oob)),
+	if r.hdrs == nil {
+		r.hdrs = make([]mmsghdr, maxMessages)
+		r.slots = make([]byte, receiveBuffer)
 	}
-	r.hdr.SetIovlen(1)
-	r.hdr.SetControllen(len(r.oob) * 8)
-	return recvmsg(fd, &r.hdr, flags)
+	if depth > 1 && len(r.spill) < depth*receiveBuffer {
+		r.spill = make([]byte, depth*receiveBuffer) // only what is written to costs memory
+	}
+	r.depth, r.slot = depth, slot
+	for i := range depth {
+		h := &r.hdrs[i].hdr
+		setIovec(&r.iovs[i][0], r.slots[i*slot:(i+1)*slot])
+		h.SetIovlen(1)
+		if slot < receiveBuffer {
+			setIovec(&r.iovs[i][1], r.spilled(i)[slot:])
+			h.SetIovlen(2)
+		}
+		h.Iov = &r.iovs[i][0]
+		h.Name = (*byte)(unsafe.Pointer(&r.names[i]))
+		h.Control = (*byte)(unsafe.Pointer(&r.oob[i]))
+	}
+	r.renew(depth)
 }
 
-// control returns the control messages of the last receive.
-func (r *reader) control() []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(&r.oob)), len(r.oob)*8)[:r.hdr.Controllen]
+// renew gives the first n headers back what a receive has changed.
+func (r *reader) renew(n int) {
+	for i := range n {
+		h := &r.hdrs[i].hdr
+		h.Namelen = unix.SizeofSockaddrInet6
+		h.SetControllen(controlWords * 8)
+	}
+	r.used = 0
 }
 
-// message receives what comes next. An errno other than 0 and EAGAIN may belong
-// to a packet sent earlier and says nothing about the next message.
-func (r *reader) message(s *Socket) (Message, unix.Errno) {
+func (r *reader) spilled(i int) []byte { return r.spill[i*receiveBuffer : (i+1)*receiveBuffer] }
+
+// receive takes what waits, at most as much as one call brings, and returns how
+// many messages that is; more says that there may be others. An errno other than 0
+// and EAGAIN may belong to a packet sent earlier and says nothing about what comes.
+func (r *reader) receive(s *Socket) (more bool, e unix.Errno) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.fd < 0 {
-		return Message{}, unix.EAGAIN
+		return false, unix.EAGAIN
 	}
-	n, e := r.recv(s.fd, 0)
-	if e != 0 {
-		return Message{}, e
+	depth, slot := s.appetite.next()
+	r.arrange(depth, slot)
+	if r.used, e = recvmmsg(s.fd, r.hdrs[:depth]); e != 0 {
+		r.used = 0
+		return false, e
 	}
-	m := Message{From: getName(&r.name), Payload: r.buf[:n]}
-	m.readControl(r.control())
+	largest := 0
+	for i := range r.used {
+		largest = max(largest, int(r.hdrs[i].len))
+	}
+	s.appetite.got(r.used, depth, largest)
+	return r.used == depth, 0
+}
+
+// message returns what came in slot i, in one piece.
+func (r *reader) message(i int) Message {
+	n := int(r.hdrs[i].len)
+	at := r.slots[i*r.slot : (i+1)*r.slot]
+	m := Message{From: getName(&r.names[i])}
+	if n <= r.slot {
+		m.Payload = at[:n]
+	} else {
+		over := r.spilled(i)
+		copy(over, at)
+		m.Payload = over[:n]
+	}
+	if r.hdrs[i].hdr.Controllen > 0 {
+		m.readControl(r.control(i))
+	}
 	if m.Segment >= n {
 		m.Segment = 0
 	}
-	return m, 0
+	return m
+}
+
+// control returns the control messages that came in slot i.
+func (r *reader) control(i int) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(&r.oob[i])), controlWords*8)[:r.hdrs[i].hdr.Controllen]
+}
+
+// deliver hands the messages of the last receive over, those of one size that
+// follow each other as one if the socket's handler gets trains.
+func (r *reader) deliver(e entry) {
+	for i := 0; i < r.used; {
+		m := r.message(i)
+		i++
+		if e.socket.trains && m.Segment == 0 && len(m.Payload) == r.slot {
+			i = r.couple(&m, i)
+		}
+		e.handler.Receive(m)
+	}
+}
+
+// couple appends to m, which fills its slot, the datagrams from slot i on that may
+// follow in a train: of the same size, but for the last. It returns the next slot.
+func (r *reader) couple(m *Message, i int) int {
+	start := (i - 1) * r.slot
+	for ; i < r.used; i++ {
+		n := int(r.hdrs[i].len)
+		if n == 0 || n > r.slot || i*r.slot+n-start > MaxPayload {
+			break
+		}
+		next := r.message(i)
+		if next.Segment != 0 || !m.likewise(next) {
+			break
+		}
+		m.Segment = r.slot
+		m.Payload = r.slots[start : i*r.slot+n]
+		if n < r.slot {
+			return i + 1
+		}
+	}
+	return i
 }
 
 // report receives the next entry of the error queue.
@@ -85,45 +175,14 @@ func (r *reader) report(s *Socket) (Report, unix.Errno) {
 	if s.fd < 0 {
 		return Report{}, unix.EAGAIN
 	}
-	n, e := r.recv(s.fd, unix.MSG_ERRQUEUE)
+	r.arrange(1, receiveBuffer)
+	r.names[0] = name{}
+	n, e := recvmsg(s.fd, &r.hdrs[0].hdr, unix.MSG_ERRQUEUE)
+	r.used = 1
 	if e != 0 {
 		return Report{}, e
 	}
-	rep := parseReport(r.control())
-	rep.Target, rep.Payload = getName(&r.name), r.buf[:n]
+	rep := parseReport(r.control(0))
+	rep.Target, rep.Payload = getName(&r.names[0]), r.slots[:n]
 	return rep, 0
-}
-
-// Layout of struct in_pktinfo (ip(7)) and of struct in6_pktinfo (ipv6(7)) in
-// bytes: IPv4 has the index, the local address and the header's destination, IPv6
-// the destination and the index.
-const (
-	pktinfo4Len     = 12
-	pktinfo4LocalAt = 4
-	pktinfo6Len     = 20
-	pktinfo6IndexAt = 16
-)
-
-// readControl takes segment size and local address from control messages.
-// What it does not know it passes over.
-func (m *Message) readControl(control []byte) {
-	for len(control) >= unix.CmsgLen(0) {
-		h, data, rest, err := unix.ParseOneSocketControlMessage(control)
-		if err != nil {
-			return
-		}
-		switch {
-		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
-			m.Segment = max(0, int(int32(binary.NativeEndian.Uint32(data))))
-		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= pktinfo4Len:
-			m.Interface = int(binary.NativeEndian.Uint32(data))
-			m.Local = netip.AddrFrom4([4]byte(data[pktinfo4LocalAt:]))
-		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= pktinfo6Len:
-			m.Interface = int(binary.NativeEndian.Uint32(data[pktinfo6IndexAt:]))
-			if a := netip.AddrFrom16([16]byte(data)); !a.IsMulticast() {
-				m.Local = a
-			}
-		}
-		control = rest
-	}
 }

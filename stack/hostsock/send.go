@@ -10,6 +10,7 @@ import (
 
 // Packet is something to send: one datagram, or several to the same place.
 type Packet struct {
+	// To is where; the zero AddrPort is where a socket of Join is connected to.
 	To netip.AddrPort
 	// From is the host's address to send from, of the socket's family; the zero
 	// Addr leaves the choice to the kernel. Only a Message's Local or an address
@@ -55,7 +56,10 @@ func (w *Writer) Send(s *Socket, p Packet) (int, error) {
 	if s.fd < 0 {
 		return 0, os.ErrClosed
 	}
-	w.hdr = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&w.name)), Namelen: putName(&w.name, p.To)}
+	w.hdr = unix.Msghdr{}
+	if p.To.IsValid() {
+		w.hdr.Name, w.hdr.Namelen = (*byte)(unsafe.Pointer(&w.name)), putName(&w.name, p.To)
+	}
 	if p.Datagrams() == 1 {
 		return w.sendOne(s, p)
 	}

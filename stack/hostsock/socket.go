@@ -23,13 +23,15 @@ const maxSegments = 64
 // less an IPv4 and a UDP header.
 const MaxPayload = 65507
 
-// Socket is one datagram socket. It is safe for concurrent use, but for Send,
-// which wants one goroutine at a time.
+// Socket is one datagram socket. It is safe for concurrent use.
 type Socket struct {
 	v6    bool
 	local netip.AddrPort
 	// shared says that other processes may hold the same open file description.
 	shared bool
+	// trains says that its handler gets datagrams of one size that follow each
+	// other as one Message.
+	trains bool
 
 	// mu is held for reading during a system call on fd and for writing to close
 	// it, so that a descriptor is never used after its number was given away.
@@ -39,6 +41,8 @@ type Socket struct {
 	// loopFrom is the segment size in bytes from which on UDP_SEGMENT does not
 	// work on this socket's paths.
 	loopFrom atomic.Int64
+
+	appetite appetite
 
 	poller *Poller
 	token  uint64
@@ -64,6 +68,7 @@ func OpenUDP(outbound netip.Addr, port uint16) (*Socket, error) {
 	}
 	// Without it bursts arrive one by one (Linux before 5.0).
 	_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	s.trains = true
 	s.local = localAddr(s.fd)
 	return s, nil
 }
@@ -128,7 +133,7 @@ func (s *Socket) LocalAddr() netip.AddrPort { return s.local }
 func (s *Socket) CanSegment(size int) bool { return int64(size) < s.loopFrom.Load() }
 
 // Close takes the socket out of its poller and closes it. When Close returns the
-// descriptor is free; a Handler call may still be under way.
+// descriptor is free; what was received before may still be delivered.
 func (s *Socket) Close() {
 	if s.poller != nil {
 		s.poller.remove(s.token)

@@ -24,6 +24,16 @@ const (
 	TCPEvicted
 	TCPDialFailed
 	TCPDialTimeout
+	TCPExpress
+	TCPExpressForeign
+	TCPExpressLimit
+	TCPExpressAbandoned
+	TCPExpressUnpaired
+	TCPExpressShort
+	TCPExpressUnanswered
+	TCPExpressFallback
+	TCPExpressPauses
+	TCPExpressDiagFailed
 	TCPInAdmitted
 	TCPInRefusedLimit
 	TCPInFailed
@@ -33,6 +43,14 @@ const (
 	UDPRefusedFilter
 	UDPSendFailed
 	UDPEvicted
+	UDPExpressFlows
+	UDPExpressReturned
+	UDPExpressFailed
+	UDPExpressUnanswered
+	UDPExpressMissing
+	UDPExpressForeign
+	UDPExpressDropped
+	UDPExpressLate
 	EchoSent
 	EchoRefusedGuard
 	EchoRefusedLimit
@@ -62,6 +80,16 @@ var counterNames = [numCounters]string{
 	TCPEvicted:            "tcp_pending_evicted",
 	TCPDialFailed:         "tcp_dial_failed",
 	TCPDialTimeout:        "tcp_dial_timeout",
+	TCPExpress:            "tcp_express",
+	TCPExpressForeign:     "tcp_express_foreign",
+	TCPExpressLimit:       "tcp_express_limit",
+	TCPExpressAbandoned:   "tcp_express_abandoned",
+	TCPExpressUnpaired:    "tcp_express_unpaired",
+	TCPExpressShort:       "tcp_express_short",
+	TCPExpressUnanswered:  "tcp_express_unanswered",
+	TCPExpressFallback:    "tcp_express_fallback",
+	TCPExpressPauses:      "tcp_express_pauses",
+	TCPExpressDiagFailed:  "tcp_express_diag_failed",
 	TCPInAdmitted:         "tcp_in_admitted",
 	TCPInRefusedLimit:     "tcp_in_refused_limit",
 	TCPInFailed:           "tcp_in_failed",
@@ -71,6 +99,14 @@ var counterNames = [numCounters]string{
 	UDPRefusedFilter:      "udp_refused_filter",
 	UDPSendFailed:         "udp_send_failed",
 	UDPEvicted:            "udp_evicted",
+	UDPExpressFlows:       "udp_express_flows",
+	UDPExpressReturned:    "udp_express_returned",
+	UDPExpressFailed:      "udp_express_failed",
+	UDPExpressUnanswered:  "udp_express_unanswered",
+	UDPExpressMissing:     "udp_express_socket_missing",
+	UDPExpressForeign:     "udp_express_foreign",
+	UDPExpressDropped:     "udp_express_dropped",
+	UDPExpressLate:        "udp_express_late",
 	EchoSent:              "echo_sent",
 	EchoRefusedGuard:      "echo_refused_guard",
 	EchoRefusedLimit:      "echo_refused_limit",

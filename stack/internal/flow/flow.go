@@ -50,6 +50,19 @@ const (
 // String returns "pending" or "open".
 func (s State) String() string { return [...]string{"pending", "open"}[s] }
 
+// Path is the way that a flow's bytes take.
+type Path uint32
+
+// The paths. Universal goes through the device and user space, for TCP through
+// netstack; Express is a socket in the container's namespace, beside the device.
+const (
+	Universal Path = iota
+	Express
+)
+
+// String returns "universal" or "express".
+func (p Path) String() string { return [...]string{"universal", "express"}[p] }
+
 // Key names a flow. For UDP the target is unset: one mapping serves all
 // remotes (RFC 4787, endpoint-independent mapping). For echo the initiating
 // port is the identifier.
@@ -68,6 +81,7 @@ type Flow struct {
 	BytesIn  atomic.Uint64
 
 	state atomic.Uint32
+	path  atomic.Uint32
 	// cancel ends the dial of a pending flow that has to give way; place is its
 	// place among the dials, nil once it has left them.
 	cancel func()
@@ -76,6 +90,12 @@ type Flow struct {
 
 // State returns where the flow stands.
 func (f *Flow) State() State { return State(f.state.Load()) }
+
+// Path returns the way that the flow's bytes take now.
+func (f *Flow) Path() Path { return Path(f.path.Load()) }
+
+// SetPath notes the way that the flow's bytes take from now on. It starts as Universal.
+func (f *Flow) SetPath(p Path) { f.path.Store(uint32(p)) }
 
 // Table holds the flows of one engine. It is safe for concurrent use.
 type Table struct {
@@ -202,6 +222,14 @@ func (t *Table) endDialLocked(f *Flow) {
 	if t.pending[f.Target]--; t.pending[f.Target] <= 0 {
 		delete(t.pending, f.Target)
 	}
+}
+
+// Has reports whether the key is in the table.
+func (t *Table) Has(k Key) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.flows[k]
+	return ok
 }
 
 // Len returns how many flows of a protocol there are.

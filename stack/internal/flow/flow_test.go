@@ -119,3 +119,23 @@ func TestCounterNamesAreCompleteAndUnique(t *testing.T) {
 		t.Errorf("snapshot %v", s)
 	}
 }
+
+func TestPath(t *testing.T) {
+	tb := NewTable()
+	k := Key{Proto: TCP, Initiating: netip.MustParseAddrPort("10.0.2.100:1"), Target: netip.MustParseAddrPort("192.0.2.1:2")}
+	if tb.Has(k) {
+		t.Error("an empty table has the key")
+	}
+	f := tb.AdmitDial(k, func() {})
+	if !tb.Has(k) || f.Path() != Universal || f.Path().String() != "universal" {
+		t.Errorf("in the table: %v, path %v", tb.Has(k), f.Path())
+	}
+	f.SetPath(Express)
+	if f.Path() != Express || f.Path().String() != "express" {
+		t.Errorf("path %v, want express", f.Path())
+	}
+	tb.Release(f)
+	if tb.Has(k) {
+		t.Error("a released flow is in the table")
+	}
+}

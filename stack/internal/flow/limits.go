@@ -6,7 +6,8 @@ import "time"
 // always has a counter (see Counters).
 const (
 	// MaxTCP is how many TCP flows may exist, pending dials included. Each
-	// holds one host descriptor; 16,000 fit the common hard limit of 20,000.
+	// holds one host descriptor, on the express path one more; 16,000 of one fit
+	// the common hard limit of 20,000.
 	MaxTCP = 16000
 
 	// MaxTCPIn is how many connections into the container may exist, those that it

@@ -36,6 +36,9 @@ type Packet struct {
 	// Segment is not 0 when the payload is several UDP datagrams behind one
 	// header, each of Segment bytes, the last one perhaps shorter.
 	Segment int
+	// Partial says that the transport checksum is that of the pseudo-header only
+	// (NEEDS_CSUM of the virtio header): the packet is whole by the kernel's word.
+	Partial bool
 }
 
 // Service answers what the link itself answers. It is the interface of
@@ -44,14 +47,17 @@ type Service interface {
 	Handle(now time.Time, frame []byte) (replies [][]byte, handled bool)
 }
 
-// Handlers are the protocols that do not go through netstack. Both are called
-// on the reading goroutine and must not block.
+// Handlers get what does not go through netstack. They are called on the reading
+// goroutine and must not block.
 type Handlers struct {
 	UDP  func(Packet)
 	ICMP func(Packet)
+	// SYN sees every unfragmented TCP segment with SYN and without ACK, RST and FIN
+	// before netstack does; true means that it has dealt with it. It may be nil.
+	SYN func(Packet) bool
 }
 
-// Config describes an Endpoint. All fields are needed.
+// Config describes an Endpoint. All fields are needed but Handlers.SYN.
 type Config struct {
 	Device       Device
 	MTU          int

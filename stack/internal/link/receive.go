@@ -156,7 +156,7 @@ func (e *Endpoint) receiveIP(r *receiver, n int, vnet tap.Header, version byte, 
 
 // dispatch hands an unfragmented packet to the protocol it is for.
 func (e *Endpoint) dispatch(r *receiver, n int, vnet tap.Header, h inet.Header, packet []byte) {
-	p := Packet{Header: h, Bytes: packet[:h.TotalLen]}
+	p := Packet{Header: h, Bytes: packet[:h.TotalLen], Partial: vnet.NeedsCsum}
 	switch h.Proto {
 	case inet.ProtoUDP:
 		if !e.sourceOK(h) || !e.checksumOK(vnet, p) {
@@ -187,6 +187,14 @@ func (e *Endpoint) deliver(r *receiver, n int, vnet tap.Header, h inet.Header) {
 			return
 		}
 	}
+	if e.takenSYN(r, n, vnet, h) {
+		return
+	}
+	e.toNetstack(h, func() buffer.Buffer { return r.take(n) })
+}
+
+// toNetstack gives netstack a frame from its Ethernet header on.
+func (e *Endpoint) toNetstack(h inet.Header, frame func() buffer.Buffer) {
 	d := e.attached()
 	if d == nil {
 		return
@@ -195,7 +203,7 @@ func (e *Endpoint) deliver(r *receiver, n int, vnet tap.Header, h inet.Header) {
 	if !h.Src.Is4() {
 		proto = header.IPv6ProtocolNumber
 	}
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: r.take(n)})
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: frame()})
 	defer pkt.DecRef()
 	if _, ok := pkt.LinkHeader().Consume(ethernetLen); !ok {
 		return

@@ -40,7 +40,7 @@ import (
 	"github.com/postern-net/postern/proto/icmp"
 	"github.com/postern-net/postern/stack/guard"
 	"github.com/postern-net/postern/stack/internal/flow"
-	"github.com/postern-net/postern/stack/internal/hosterr"
+	"github.com/postern-net/postern/stack/internal/refusal"
 	"github.com/postern-net/postern/stack/internal/stream"
 	"github.com/postern-net/postern/stack/relay"
 )
@@ -53,11 +53,6 @@ const receiveWindow = 4 << 20
 // portDNS is where the name service listens (RFC 1035 section 4.2).
 const portDNS = 53
 
-// Sender reports failures to the container; it is the link.
-type Sender interface {
-	SendError(kind icmp.Kind, mtu uint32, from, to netip.Addr, quote []byte)
-}
-
 // Dialer opens a TCP connection on the host. It must give up when ctx ends.
 type Dialer func(ctx context.Context, target netip.AddrPort) (*net.TCPConn, error)
 
@@ -66,7 +61,7 @@ type Config struct {
 	Stack  *stack.Stack
 	Guard  guard.Policy
 	Flows  *flow.Table
-	Sender Sender
+	Sender refusal.Sender
 	Dial   Dialer
 	// ServeDNS serves one TCP connection to the name service and closes it.
 	ServeDNS func(ctx context.Context, conn net.Conn)
@@ -77,6 +72,7 @@ type Config struct {
 // protocol handler.
 type Out struct {
 	cfg     Config
+	tell    refusal.Teller
 	forward *tcp.Forwarder
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -99,6 +95,7 @@ func New(cfg Config) *Out {
 	ctx, cancel := context.WithCancel(context.Background())
 	o := &Out{
 		cfg: cfg, ctx: ctx, cancel: cancel,
+		tell:     refusal.Teller{Counters: &cfg.Flows.Counters, Sender: cfg.Sender, Plan: cfg.Guard.Plan},
 		attempts: make(map[stack.TransportEndpointID]*attempt),
 		names:    make(map[stack.TransportEndpointID]struct{}),
 		open:     make(map[*stream.Stream]struct{}),
@@ -155,7 +152,7 @@ func (o *Out) Handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool
 		if plan.Owned(target.Addr()) {
 			return false
 		}
-		o.report(icmp.AdminProhibited, target.Addr(), initiating.Addr(), quote(pkt))
+		o.tell.Report(icmp.AdminProhibited, target.Addr(), initiating.Addr(), quote(pkt))
 		return true
 	}
 	return o.start(id, pkt, flow.Key{Proto: flow.TCP, Initiating: initiating, Target: target}, verdict.Dial)
@@ -234,24 +231,9 @@ func (o *Out) handshake(r *tcp.ForwarderRequest) {
 
 // refuse tells the container what became of its SYN.
 func (o *Out) refuse(r *tcp.ForwarderRequest, a *attempt, err error) {
-	answer := hosterr.Of(err)
-	count := flow.TCPDialFailed
-	if answer.Silent() {
-		count = flow.TCPDialTimeout
-	}
-	o.cfg.Flows.Counters.Inc(count)
+	answer := o.tell.Judge(err)
 	r.Complete(answer.Reset)
-	if answer.Reset || answer.Silent() {
-		return
-	}
-	o.report(answer.Kind, a.flow.Target.Addr(), a.flow.Initiating.Addr(), a.quote)
-}
-
-// report sends the ICMP error about a SYN. It comes from the gateway, which is
-// the container's next hop: an error that came from 127.0.0.1 would be dropped.
-func (o *Out) report(kind icmp.Kind, target, initiating netip.Addr, quote []byte) {
-	from := hosterr.Reporter(kind, target, target, o.cfg.Guard.Plan)
-	o.cfg.Sender.SendError(kind, 0, from, initiating, quote)
+	o.tell.Tell(answer, a.flow.Key, a.quote)
 }
 
 // relay moves bytes until the flow ends.

@@ -7,7 +7,9 @@ import (
 
 	"github.com/postern-net/postern/proto/icmp"
 	"github.com/postern-net/postern/stack/guard"
+	"github.com/postern-net/postern/stack/hostsock"
 	"github.com/postern-net/postern/stack/internal/flow"
+	"github.com/postern-net/postern/stack/internal/link"
 )
 
 // Datagram is what the container sent: one datagram, or with Segment several of
@@ -23,6 +25,14 @@ type Datagram struct {
 	// Quote is the IP header and up to 64 bytes after it as received, for ICMP
 	// errors. Empty means that one is made from the addresses.
 	Quote []byte
+	// Packet is what the datagram came in, to be written back to the container
+	// when its flow moves over to the express path. Without Bytes it cannot be.
+	Packet link.Packet
+}
+
+// count is how many datagrams it is.
+func (d *Datagram) count() int {
+	return hostsock.Packet{Payload: d.Payload, Segment: d.Segment}.Datagrams()
 }
 
 // Sender is the way back to the container. It must be safe for concurrent use
@@ -50,8 +60,12 @@ type Config struct {
 	// IdleUnreplied ends one that had none; 0 means flow.UDPIdleUnreplied,
 	// negative never.
 	IdleUnreplied time.Duration
+	// Express is the express path; nil means that there is none.
+	Express *Express
 	// Logger gets life-cycle events; nil means none.
 	Logger *slog.Logger
+
+	now func() time.Time // time.Now but in tests
 }
 
 func (c Config) withDefaults() Config {
@@ -60,6 +74,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.IdleUnreplied == 0 {
 		c.IdleUnreplied = flow.UDPIdleUnreplied
+	}
+	if c.now == nil {
+		c.now = time.Now
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -25,6 +25,37 @@
 // by every process of the host, so replies also have to come from a port that
 // the policy opens.
 //
+// Express. With Config.Express a flow that keeps talking moves over to a socket of
+// the container's own network namespace: the inner side of a pair, whose outer side is
+// the mapping's socket as before. It is bound to the remote as the container knows it
+// and connected to the container's address and port, so the container's kernel takes
+// it for the remote. (What makes the kernel do so is set up elsewhere; the packages
+// userns/express and stack describe it.) The datagrams then no longer cross the device:
+//
+//	container ─▶ C:p→R:q ═lo═▶ inner socket ─▶ guard ─▶ mapping's socket ─▶ R:q
+//	container ◀─ C:p←R:q ◀═lo═ inner socket ◀─ filter ◀─ mapping's socket ◀─ R:q
+//
+// Which flow moves is decided by counting both directions (see busy). If the container's
+// datagram decides, it is written back to the container: its kernel hands it to the new
+// socket and remembers the flow. If one from outside decides, it is sent by the socket,
+// which has the same effect. What had left by the device before still arrives there and
+// goes the universal way; it may be overtaken. Mapping, filter and guard are those of
+// the universal path, as are the limits, the counters and what becomes of errors: the
+// host's are told by the device, the container's concern nobody.
+//
+// A pair ends after pairIdle, with its mapping, or when there are too many and it was
+// not used for longest. Its socket is parted from the container first, then emptied,
+// then closed. From then on the kernel, which remembers the flow for some time, hands
+// its datagrams to the socket for strays. They go the universal way, and if the flow
+// keeps talking it moves over again. Nothing is lost on the way out.
+//
+// Nothing relies on what the container's root may change. If the datagram that was
+// written back does not arrive, and the next come by the device again, the flow stays
+// on the universal path; after several such flows no more are tried for a while.
+//
+// A second goroutine receives for the inner sockets: out and in do not wait for each
+// other.
+//
 // Errors. What the host side reports, at once or in a socket's error queue,
 // becomes an ICMP error that quotes the container's datagram. It never ends a
 // mapping. A hop limit below 64 is passed on less one, so traceroute works.

@@ -17,14 +17,27 @@ const defaultTTL = 64
 
 // Handle sends a datagram of the container, now or with the next Flush. It never
 // waits. Only one goroutine may call it and Flush.
-func (t *Table) Handle(d Datagram) {
-	if t.batch.add(d) {
-		if t.batch.full() {
-			t.Flush()
+func (t *Table) Handle(d Datagram) { t.reader.handle(d) }
+
+// Flush sends what Handle has collected. The reader calls it before it waits.
+func (t *Table) Flush() { t.reader.flush() }
+
+// outlet is the universal way out of one goroutine.
+type outlet struct {
+	t      *Table
+	writer hostsock.Writer
+	batch  batch
+}
+
+func (o *outlet) handle(d Datagram) {
+	if o.batch.add(d) {
+		if o.batch.full() {
+			o.flush()
 		}
 		return
 	}
-	t.Flush()
+	o.flush()
+	t := o.t
 	if d.From.Port() == 0 || d.From.Addr().Is4() != d.To.Addr().Is4() {
 		t.cfg.Flows.Counters.Inc(flow.DropMalformed)
 		return
@@ -43,9 +56,12 @@ func (t *Table) Handle(d Datagram) {
 		t.failed(err, 1, d.From, d.To, d.Quote)
 		return
 	}
-	t.batch.start(m, v.Dial, d)
-	if !t.batch.collects() {
-		t.Flush()
+	if t.express != nil && t.express.takes(m, &d) {
+		return
+	}
+	o.batch.start(m, v.Dial, d)
+	if !o.batch.collects() {
+		o.flush()
 	}
 }
 
@@ -58,25 +74,33 @@ func (t *Table) refuse(d Datagram, reason string) {
 	}
 }
 
-// Flush sends what Handle has collected. The reader calls it before it waits.
-func (t *Table) Flush() {
-	b := &t.batch
+// flush sends what was collected.
+func (o *outlet) flush() {
+	b := &o.batch
 	if b.m == nil {
 		return
 	}
 	m := b.m
 	b.m = nil
 	m.sending(b.dial, b.to, &b.quote)
-	p := hostsock.Packet{To: b.dial, Segment: b.segment, Payload: b.payload}
-	if b.ttl < defaultTTL {
-		p.TTL = b.ttl - 1
+	p := hostsock.Packet{To: b.dial, Segment: b.segment, Payload: b.payload, TTL: passedOn(b.ttl)}
+	if x := o.t.express; x != nil && b.count > 1 {
+		x.heard(m, b.to, b.count-1) // the first was counted when it came
 	}
-	n, err := t.writer.Send(m.sock, p)
+	n, err := o.writer.Send(m.sock, p)
 	b.payload = nil
 	m.flow.BytesOut.Add(uint64(len(p.Payload)))
 	if err != nil {
-		t.failed(err, p.Datagrams()-n, m.from, b.to, b.quote.bytes())
+		o.t.failed(err, p.Datagrams()-n, m.from, b.to, b.quote.bytes())
 	}
+}
+
+// passedOn is the hop limit to send with, 0 for the host's default.
+func passedOn(ttl uint8) uint8 {
+	if ttl < defaultTTL {
+		return ttl - 1
+	}
+	return 0
 }
 
 // failed counts datagrams that could not be sent and tells the container, if the

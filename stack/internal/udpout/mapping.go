@@ -23,6 +23,7 @@ type mapping struct {
 	sock  *hostsock.Socket
 
 	lastUsed atomic.Int64 // age in nanoseconds
+	placed   atomic.Int64 // when it was put at its place in the queue
 	replied  atomic.Bool
 
 	// queue and element are the place in Table.lru, guarded by Table.mu.
@@ -32,6 +33,7 @@ type mapping struct {
 	mu    sync.Mutex // guards the fields below
 	peers hostsock.Peers
 	last  sent
+	lane  lane
 }
 
 // sent is what is kept of the datagram sent last.
@@ -46,21 +48,38 @@ func (m *mapping) used() time.Duration { return time.Duration(m.lastUsed.Load())
 // the error says why; it is about the host, not about the destination.
 func (t *Table) mapping(from netip.AddrPort, c class) (*mapping, error) {
 	t.mu.Lock()
-	if m := t.mappings[from]; m != nil {
-		m.lastUsed.Store(int64(t.age()))
-		m.queue.MoveToBack(m.element)
-		t.mu.Unlock()
+	m := t.knownLocked(from)
+	t.mu.Unlock()
+	if m != nil {
 		return m, nil
 	}
+	t.opening.Lock()
+	defer t.opening.Unlock()
+	t.mu.Lock()
+	m = t.knownLocked(from) // another goroutine was faster
 	closed, victim := t.closed, t.victimLocked(c)
 	t.mu.Unlock()
-	if closed {
+	switch {
+	case m != nil:
+		return m, nil
+	case closed:
 		return nil, errLimit
-	}
-	if victim != nil {
+	case victim != nil:
 		t.evict(victim)
 	}
 	return t.open(from, c)
+}
+
+// knownLocked returns the mapping of from, which is used now, or nil.
+func (t *Table) knownLocked(from netip.AddrPort) *mapping {
+	m := t.mappings[from]
+	if m != nil {
+		age := int64(t.age())
+		m.lastUsed.Store(age)
+		m.placed.Store(age)
+		m.queue.MoveToBack(m.element)
+	}
+	return m
 }
 
 // errLimit says that a limit was reached and counted.
@@ -83,6 +102,7 @@ func (t *Table) open(from netip.AddrPort, c class) (*mapping, error) {
 	m := &mapping{t: t, from: from, class: c, flow: f, sock: s}
 	m.peers.Max = flow.MaxUDPRemotes
 	m.lastUsed.Store(int64(t.age()))
+	m.placed.Store(m.lastUsed.Load())
 	if err := t.poller.Add(s, m); err != nil {
 		t.end(m)
 		return nil, err
@@ -90,6 +110,9 @@ func (t *Table) open(from netip.AddrPort, c class) (*mapping, error) {
 	if !t.insert(m) {
 		t.end(m)
 		return nil, errLimit
+	}
+	if t.express != nil {
+		t.express.prepare(from.Addr())
 	}
 	return m, nil
 }
@@ -107,19 +130,15 @@ func (t *Table) insert(m *mapping) bool {
 	return true
 }
 
-// openSocket opens the socket of a mapping. When descriptors have run out, a
-// mapping without a reply gives its own, once.
+// openSocket opens the socket of a mapping. When descriptors have run out, another
+// user gives one, once.
 func (t *Table) openSocket(from netip.AddrPort) (*hostsock.Socket, error) {
 	s, err := t.bind(from)
 	if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) {
 		return s, err
 	}
 	t.logFull(err)
-	t.mu.Lock()
-	victim := t.unrepliedLocked()
-	t.mu.Unlock()
-	if victim != nil {
-		t.evict(victim)
+	if t.spare() {
 		s, err = t.bind(from)
 	}
 	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
@@ -127,6 +146,21 @@ func (t *Table) openSocket(from netip.AddrPort) (*hostsock.Socket, error) {
 		err = errLimit
 	}
 	return s, err
+}
+
+// spare closes a descriptor that can be done without: that of a flow which goes on
+// without the express path, or of a mapping without a reply.
+func (t *Table) spare() bool {
+	if t.express != nil && t.express.spare() {
+		return true
+	}
+	t.mu.Lock()
+	victim := t.unrepliedLocked()
+	t.mu.Unlock()
+	if victim != nil {
+		t.evict(victim)
+	}
+	return victim != nil
 }
 
 // firstUnprivileged is Linux's default of net.ipv4.ip_unprivileged_port_start.

@@ -19,20 +19,26 @@ func (m *mapping) Receive(msg hostsock.Message) {
 	}
 	m.received()
 	m.flow.BytesIn.Add(uint64(len(msg.Payload)))
+	if x := m.t.express; x != nil && x.passes(m, from, msg) {
+		return
+	}
 	m.t.cfg.Sender.SendUDP(from, m.from, msg.Payload, msg.Segment)
 }
 
 // reorder is how old a mapping's place among the others may get before a
-// datagram from outside renews it. It spares the lock for most datagrams.
+// datagram that did not come by Handle renews it. It spares the lock for most.
 const reorder = time.Second
 
 // received notes that the mapping is in use from outside. RFC 4787 REQ-6 leaves
 // the choice; one-way streams need it.
-func (m *mapping) received() {
+func (m *mapping) received() { m.touch(true) }
+
+// touch notes that the mapping is in use.
+func (m *mapping) touch(reply bool) {
 	age := m.t.age()
-	old := time.Duration(m.lastUsed.Swap(int64(age)))
-	first := !m.replied.Load()
-	if !first && age-old < reorder {
+	m.lastUsed.Store(int64(age))
+	first := reply && !m.replied.Load()
+	if !first && age-time.Duration(m.placed.Load()) < reorder {
 		return
 	}
 	m.t.mu.Lock()
@@ -40,10 +46,14 @@ func (m *mapping) received() {
 	if m.t.mappings[m.from] != m {
 		return
 	}
-	m.replied.Store(true)
+	m.placed.Store(int64(age))
+	q := m.queue
+	if first {
+		m.replied.Store(true)
+		q = m.t.lru[m.class][1]
+	}
 	m.queue.Remove(m.element)
-	m.queue = m.t.lru[m.class][1]
-	m.element = m.queue.PushBack(m)
+	m.queue, m.element = q, q.PushBack(m)
 }
 
 // Report tells the container what became of one of its datagrams.

@@ -17,8 +17,9 @@ import (
 // queries to the engine's own resolver need none.
 const dnsReserve = 64
 
-// Table is the set of mappings. New starts its two goroutines, the poller's and
-// the one that ends idle mappings; Close stops both and waits.
+// Table is the set of mappings. New starts its goroutines, the poller's, that of
+// the express path's poller and the one that ends idle mappings; Close stops them and
+// waits.
 type Table struct {
 	cfg     Config
 	start   time.Time
@@ -26,11 +27,12 @@ type Table struct {
 	poller  *hostsock.Poller
 	janitor *hostsock.Janitor
 
-	// The reader's, used by Handle and Flush only.
-	writer hostsock.Writer
-	batch  batch
+	reader  outlet   // used by Handle and Flush only
+	express *express // nil without
 
 	fullOnce sync.Once // the one log line about descriptors
+
+	opening sync.Mutex // held while a mapping is opened; locked before mu
 
 	mu       sync.Mutex // guards the fields below; no system call is made under it
 	closed   bool
@@ -60,12 +62,14 @@ func classOf(port uint16) class {
 	return general
 }
 
-// New returns a running table.
+// New returns a running table. It takes over the files of c.Express, also when it
+// fails.
 func New(c Config) (*Table, error) {
+	c = c.withDefaults()
 	t := &Table{
-		cfg:      c.withDefaults(),
-		start:    time.Now(),
-		now:      time.Now,
+		cfg:      c,
+		start:    c.now(),
+		now:      c.now,
 		mappings: make(map[netip.AddrPort]*mapping),
 		limit:    flow.MaxUDP,
 		reserve:  dnsReserve,
@@ -73,9 +77,17 @@ func New(c Config) (*Table, error) {
 	for i := range t.lru {
 		t.lru[i] = queues{list.New(), list.New()}
 	}
+	t.reader.t = t
 	var err error
 	if t.poller, err = hostsock.NewPoller(); err != nil {
+		t.cfg.Express.abandon()
 		return nil, fmt.Errorf("start UDP: %w", err)
+	}
+	if t.cfg.Express != nil {
+		if t.express, err = newExpress(t, *t.cfg.Express); err != nil {
+			_ = t.poller.Close() // of no consequence: it has no sockets
+			return nil, fmt.Errorf("start UDP: %w", err)
+		}
 	}
 	t.janitor = hostsock.NewJanitor(func() { t.expire(t.age()) }, t.cfg.Idle, t.cfg.IdleUnreplied)
 	return t, nil
@@ -94,6 +106,9 @@ func (t *Table) Close() error {
 		return nil
 	}
 	err := t.poller.Close()
+	if t.express != nil {
+		t.express.close()
+	}
 	for _, m := range all {
 		t.end(m)
 	}
@@ -117,6 +132,9 @@ func (t *Table) expire(age time.Duration) {
 	for _, m := range idle {
 		t.end(m)
 	}
+	if t.express != nil {
+		t.express.expire(age)
+	}
 }
 
 // takeLocked takes those mappings out of the table for which which says so.
@@ -138,6 +156,9 @@ func (t *Table) removeLocked(m *mapping) {
 
 // end releases what a mapping holds once it is out of the table.
 func (t *Table) end(m *mapping) {
+	if t.express != nil {
+		t.express.endAll(m)
+	}
 	m.sock.Close()
 	t.cfg.Flows.Release(m.flow)
 }
