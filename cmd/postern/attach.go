@@ -37,7 +37,7 @@ longer leads to the namespace, and must be run by the owner of the user namespac
 				return err
 			}
 			cfg.Configure = configure
-			if a.admit(&shared) {
+			if a.seal() {
 				a.failed(supervisor.Attach(cmd.Context(), cfg))
 			}
 			return nil

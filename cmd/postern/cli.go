@@ -69,7 +69,7 @@ ping to the outside, and name service, from one static program.
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
 	})
-	root.AddCommand(a.runCommand(), a.attachCommand(), a.portsCommand(), a.psCommand(), a.execCommand())
+	root.AddCommand(a.runCommand(), a.attachCommand(), a.portsCommand(), a.psCommand(), a.execCommand(), a.netnsCommand(), a.inspectCommand(), a.ociCommand())
 	return root
 }
 
@@ -81,13 +81,9 @@ func (a *app) failed(code int, err error) {
 	a.exit = code
 }
 
-// admit does what run and attach have in common before anything is started; false
-// means that it failed and said so.
-func (a *app) admit(shared *networkFlags) bool {
-	err := shared.notYet()
-	if err == nil {
-		err = sealDescriptors()
-	}
+// seal is sealDescriptors; false means that it failed and said so.
+func (a *app) seal() bool {
+	err := sealDescriptors()
 	if err != nil {
 		a.failed(exitFailed, err)
 	}

@@ -54,7 +54,7 @@ func (f *networkFlags) register(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&f.dns, "dns", nil, "name server `ADDR` to ask instead of the host's (repeatable)")
 	fs.StringSliceVar(&f.dnsSearch, "dns-search", nil, "search `DOMAIN` instead of the host's (repeatable)")
 	fs.StringVar(&f.endpoint, "endpoint", string(supervisor.EndpointAuto), "`KIND` of endpoint: auto, tap or packet")
-	fs.StringVar(&f.tcp, "tcp", "auto", "`PATH` of TCP connections: auto or netstack")
+	fs.StringVar(&f.tcp, "tcp", "auto", "`PATH` of TCP connections: express, netstack, or auto, which is express where the kernel offers it")
 	fs.DurationVar(&f.udpIdle, "udp-idle", 0, "`TIME` after which an idle UDP flow ends (default 2m0s)")
 	fs.DurationVar(&f.udpUnreply, "udp-idle-unreplied", 0, "the same `TIME` before the first reply (default 30s)")
 	fs.IntVar(&f.readyFD, "ready-fd", -1, "descriptor `FD` to write \"1\" to when the network works")
@@ -129,16 +129,10 @@ func (f *networkFlags) parseLink(*supervisor.Config) error {
 	return fmt.Errorf("--endpoint %q: want auto, tap or packet", f.endpoint)
 }
 
-// notYet is why an accepted value cannot be served by this version.
-func (f *networkFlags) notYet() error {
-	if f.tcp == "express" {
-		return fmt.Errorf("--tcp=express: not available in this version (use --tcp=auto)")
-	}
-	return nil
-}
-
 func (f *networkFlags) parseReach(cfg *supervisor.Config) (err error) {
-	if f.tcp != "auto" && f.tcp != "netstack" && f.tcp != "express" {
+	switch cfg.TCP = supervisor.TCPPath(f.tcp); cfg.TCP {
+	case supervisor.TCPAuto, supervisor.TCPExpress, supervisor.TCPNetstack:
+	default:
 		return fmt.Errorf("--tcp %q: want auto, netstack or express", f.tcp)
 	}
 	if cfg.HostLoopback, cfg.HostLoopbackPorts, err = parseLoopback(f.hostLoopback); err != nil {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/cmd/postern/internal/engineproc"
+	"github.com/postern-net/postern/cmd/postern/internal/netnskeep"
 	"github.com/postern-net/postern/userns/agent"
 )
 
@@ -48,6 +49,7 @@ func TestMain(m *testing.M) {
 		"postern":       main,
 		engineproc.Name: main,
 		agent.Name:      main,
+		netnskeep.Name:  main,
 		"resolve":       resolveMain,
 		"fetch":         fetchMain,
 		"listen":        listenMain,

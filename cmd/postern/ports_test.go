@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	rootlesskit "github.com/rootless-containers/rootlesskit/v3/pkg/api"
-
 	"github.com/postern-net/postern/cmd/postern/internal/apisock"
 	"github.com/postern-net/postern/cmd/postern/internal/apisock/apitest"
 	"github.com/postern-net/postern/cmd/postern/internal/instance"
@@ -21,7 +19,7 @@ import (
 // noStatus is an instance that only has ports.
 type noStatus struct{}
 
-func (noStatus) Info(context.Context) (rootlesskit.Info, error) { return rootlesskit.Info{}, nil }
+func (noStatus) Info(context.Context) (apisock.Info, error)     { return apisock.Info{}, nil }
 func (noStatus) Status(context.Context) (apisock.Status, error) { return apisock.Status{}, nil }
 
 // portsHost is a runtime directory with instances that have a control socket and

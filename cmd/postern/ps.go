@@ -64,7 +64,7 @@ func printJSON(w io.Writer, infos []instance.Info) error {
 // because it is just starting, is a dash.
 func printTable(w io.Writer, infos []instance.Info, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tPID\tENDPOINT\tADDRESS\tSTARTED\tCOMMAND")
+	fmt.Fprintln(t, "NAME\tPID\tENDPOINT\tTCP\tADDRESS\tSTARTED\tCOMMAND")
 	for _, i := range infos {
 		pid, started := "-", "-"
 		if i.ChildPID != 0 {
@@ -73,10 +73,18 @@ func printTable(w io.Writer, infos []instance.Info, now time.Time) error {
 		if !i.Started.IsZero() {
 			started = age(now.Sub(i.Started)) + " ago"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", i.Name, pid, dash(i.Endpoint), dash(first(i.Addresses)), started,
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", i.Name, pid, dash(i.Endpoint), tcpPath(i), dash(first(i.Addresses)), started,
 			dash(commandLine(i.Command)))
 	}
 	return t.Flush()
+}
+
+// tcpPath says how TCP leaves an instance, and why so if it is not at its best.
+func tcpPath(i instance.Info) string {
+	if i.TCPWhy == "" {
+		return dash(i.TCP)
+	}
+	return i.TCP + " (" + commandLine([]string{i.TCPWhy}) + ")"
 }
 
 func dash(s string) string {

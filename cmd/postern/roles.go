@@ -5,6 +5,7 @@ import (
 	"runtime"
 
 	"github.com/postern-net/postern/cmd/postern/internal/engineproc"
+	"github.com/postern-net/postern/cmd/postern/internal/netnskeep"
 	"github.com/postern-net/postern/userns/agent"
 )
 
@@ -27,6 +28,11 @@ func roleOf(args []string) func() int {
 			nameProcess(engineproc.Name)
 			runtime.UnlockOSThread()
 			return engineproc.Main()
+		}
+	case netnskeep.Name:
+		return func() int {
+			nameProcess(netnskeep.Name)
+			return netnskeep.Main(os.Args)
 		}
 	case agent.Name:
 		return func() int {

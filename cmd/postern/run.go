@@ -48,7 +48,7 @@ into, and postern exec NAME enters it.`,
 			if err != nil {
 				return err
 			}
-			if a.admit(&shared) {
+			if a.seal() {
 				a.failed(supervisor.Run(cmd.Context(), cfg))
 			}
 			return nil

@@ -133,16 +133,16 @@ func TestTable(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	var b strings.Builder
 	err := printTable(&b, []instance.Info{
-		{Name: "one", ChildPID: 12, Endpoint: "tap", Addresses: []netip.Addr{netip.MustParseAddr("10.0.2.100")},
+		{Name: "one", ChildPID: 12, Endpoint: "tap", TCP: "netstack", TCPWhy: "no\ttproxy", Addresses: []netip.Addr{netip.MustParseAddr("10.0.2.100")},
 			Started: now.Add(-90 * time.Minute), Command: []string{"sh", "-c", "a\nb\x1b[2J"}},
 		{Name: "two"},
 	}, now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "NAME  PID  ENDPOINT  ADDRESS     STARTED  COMMAND\n" +
-		"one   12   tap       10.0.2.100  1h ago   sh -c a?b?[2J\n" +
-		"two   -    -         -           -        -\n"
+	want := "NAME  PID  ENDPOINT  TCP                   ADDRESS     STARTED  COMMAND\n" +
+		"one   12   tap       netstack (no?tproxy)  10.0.2.100  1h ago   sh -c a?b?[2J\n" +
+		"two   -    -         -                     -           -        -\n"
 	if b.String() != want {
 		t.Errorf("table is\n%swant\n%s", b.String(), want)
 	}

@@ -78,6 +78,7 @@ type Status struct {
 	EngineRestarts int              `json:"engineRestarts"`
 	EngineReady    bool             `json:"engineReady"`
 	EnginePID      int              `json:"enginePID,omitempty"`
+	TCP            TCP              `json:"tcp"`
 	Upstreams      []netip.AddrPort `json:"upstreams"`
 	Flows          Flows            `json:"flows"`
 	// Counters by name; those that are zero are left out.
@@ -86,15 +87,33 @@ type Status struct {
 
 // Flows are the numbers of present flows.
 type Flows struct {
-	TCP  int `json:"tcp"`
+	TCP int `json:"tcp"`
+	// Express is how many of those go by the express path.
+	Express int `json:"express"`
+
 	UDP  int `json:"udp"`
 	Echo int `json:"echo"`
 }
 
+// TCP is how TCP leaves the container.
+type TCP struct {
+	// Path is "express" or "netstack".
+	Path string `json:"path"`
+	// Why says why it is not the express path, or not for everything.
+	Why string `json:"why,omitempty"`
+}
+
+// Info is GET /v1/info: RootlessKit's own type, and what we add. Its clients ignore
+// what they do not know.
+type Info struct {
+	api.Info
+	TCP TCP `json:"tcp"`
+}
+
 // Source knows the answers. Its methods are called from several goroutines.
 type Source interface {
-	// Info is GET /v1/info, RootlessKit's own type.
-	Info(context.Context) (api.Info, error)
+	// Info is GET /v1/info.
+	Info(context.Context) (Info, error)
 	Status(context.Context) (Status, error)
 }
 
@@ -182,7 +201,7 @@ func resource(mux *http.ServeMux, path string, known methods) {
 }
 
 func (rt *routes) info(w http.ResponseWriter, r *http.Request) {
-	answer(w, r, func(ctx context.Context) (api.Info, error) {
+	answer(w, r, func(ctx context.Context) (Info, error) {
 		info, err := rt.src.Info(ctx)
 		if rt.ports != nil {
 			info.PortDriver = driverInfo(rt.ports.Driver())

@@ -24,7 +24,7 @@ type fakeSource struct {
 	err    error
 }
 
-func (f *fakeSource) Info(context.Context) (api.Info, error) { return f.info, f.err }
+func (f *fakeSource) Info(context.Context) (Info, error) { return Info{Info: f.info, TCP: TCP{Path: "express"}}, f.err }
 func (f *fakeSource) Status(context.Context) (Status, error) { return f.status, f.err }
 
 func listen(t *testing.T, src Source) (path string) {
@@ -75,7 +75,7 @@ func TestInfoShape(t *testing.T) {
 	}})
 	code, body := get(t, client(path), "http://rootlesskit/v1/info")
 	want := `{"apiVersion":"1.1.3","version":"1.0.0","stateDir":"/run/user/1000/postern/one","childPID":10042,` +
-		`"networkDriver":{"driver":"postern","dns":["10.0.2.3"],"childIP":"10.0.2.100","ipv6":true}}` + "\n"
+		`"networkDriver":{"driver":"postern","dns":["10.0.2.3"],"childIP":"10.0.2.100","ipv6":true},"tcp":{"path":"express"}}` + "\n"
 	if code != http.StatusOK || body != want {
 		t.Errorf("GET /v1/info = %d %s, want %s", code, body, want)
 	}

@@ -23,8 +23,9 @@ import (
 // source is an instance of which nothing but its ports is asked.
 type source struct{}
 
-func (source) Info(context.Context) (api.Info, error) {
-	return api.Info{APIVersion: api.Version, NetworkDriver: &api.NetworkDriverInfo{Driver: "postern", ChildIP: net.IPv4(10, 0, 2, 100)}}, nil
+func (source) Info(context.Context) (apisock.Info, error) {
+	return apisock.Info{Info: api.Info{APIVersion: api.Version, NetworkDriver: &api.NetworkDriverInfo{Driver: "postern", ChildIP: net.IPv4(10, 0, 2, 100)}},
+		TCP: apisock.TCP{Path: "netstack"}}, nil
 }
 
 func (source) Status(context.Context) (apisock.Status, error) { return apisock.Status{}, nil }
@@ -88,7 +89,7 @@ func TestRootlessKitShape(t *testing.T) {
 		{"GET", rlk, "", 200, `[{"id":2,"spec":{"proto":"udp6","parentIP":"::","parentPort":53,"childPort":53}}]` + "\n"},
 		{"GET", "/v1/info", "", 200, `{"apiVersion":"1.1.3","version":"","stateDir":"","childPID":0,` +
 			`"networkDriver":{"driver":"postern","childIP":"10.0.2.100"},` +
-			`"portDriver":{"driver":"splice","protos":["tcp","tcp4","tcp6","udp","udp4","udp6"]}}` + "\n"},
+			`"portDriver":{"driver":"splice","protos":["tcp","tcp4","tcp6","udp","udp4","udp6"]},"tcp":{"path":"netstack"}}` + "\n"},
 	} {
 		w := ask(h, step.method, step.path, step.body)
 		if w.Code != step.code || w.Body.String() != step.want {

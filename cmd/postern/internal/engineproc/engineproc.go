@@ -57,12 +57,6 @@ const settleAfter = time.Second
 // two processors, with the same figures in bulk.
 func processors(n int) int { return max(min(n, 2), n/2) }
 
-// loops is how many threads relay published connections: half of the processors, for
-// the clients and servers do the other half of the work. A second thread on a machine
-// with two makes 32 clients wait for each other: 77,000 instead of 85,000 requests
-// a second.
-func loops() int { return max(1, runtime.NumCPU()/2) }
-
 // Main runs the engine process and returns its exit code.
 func Main() int {
 	closeStrays()
@@ -100,16 +94,16 @@ func fail(conn *seam.Conn, err error, device bool) int {
 	return exitFailed
 }
 
-// receiveConfig takes the first message and its one descriptor.
+// receiveConfig takes the first message and its descriptors.
 func receiveConfig(conn *seam.Conn) (*handoff.EngineConfig, []*os.File, error) {
 	m, files, err := conn.Recv()
 	if err != nil {
 		return nil, nil, err
 	}
 	cfg, ok := m.(*handoff.EngineConfig)
-	if !ok || len(files) != 1 {
+	if !ok || len(files) != 1+cfg.Express.Files() {
 		seam.CloseAll(files)
-		return nil, nil, fmt.Errorf("configure engine: got %T with %d descriptors, want *handoff.EngineConfig with 1", m, len(files))
+		return nil, nil, fmt.Errorf("configure engine: got %T with %d descriptors", m, len(files))
 	}
 	return cfg, files, nil
 }
@@ -121,8 +115,15 @@ func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File) int {
 		seam.CloseAll(files)
 		return fail(conn, err, false)
 	}
-	log := logger(cfg)
-	engine, device, err := build(cfg, plan, files[0], log)
+	log, threads := logger(cfg), &threads{}
+	defer threads.close()
+	express, err := newExpressway(conn, cfg.Express, files[1:], threads, log)
+	if err != nil {
+		seam.CloseAll(files)
+		return fail(conn, err, false)
+	}
+	defer express.close()
+	engine, device, err := build(cfg, plan, files[0], express, log)
 	if err != nil {
 		return fail(conn, err, false)
 	}
@@ -133,7 +134,7 @@ func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File) int {
 		return exitFailed
 	}
 	var requests sync.WaitGroup
-	published := newPorts(conn, engine, plan, log)
+	published := newPorts(conn, engine, plan, threads, log)
 	requests.Go(func() {
 		answer(conn, engine, published)
 		cancel() // the supervisor is gone
@@ -150,13 +151,14 @@ func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File) int {
 }
 
 // build makes the engine from its configuration.
-func build(cfg *handoff.EngineConfig, plan netplan.Plan, endpoint *os.File, log *slog.Logger) (*stack.Engine, *tap.Device, error) {
+func build(cfg *handoff.EngineConfig, plan netplan.Plan, endpoint *os.File, express *expressway, log *slog.Logger) (*stack.Engine, *tap.Device, error) {
 	kind := tap.TAP
 	if cfg.Endpoint == handoff.Packet {
 		kind = tap.Packet
 	}
 	device, err := tap.New(endpoint, kind)
 	if err != nil {
+		express.discard()
 		return nil, nil, err
 	}
 	engine, err := stack.New(stack.Config{
@@ -173,6 +175,7 @@ func build(cfg *handoff.EngineConfig, plan netplan.Plan, endpoint *os.File, log 
 		Search:            cfg.Search,
 		UDPIdle:           cfg.UDPIdle,
 		UDPIdleUnreplied:  cfg.UDPIdleUnreplied,
+		Express:           express.sockets,
 		Logger:            log,
 	})
 	return engine, device, err
@@ -224,7 +227,7 @@ func answer(conn *seam.Conn, engine *stack.Engine, published *ports) {
 		case *handoff.EngineSnapshotRequest:
 			s := engine.Snapshot()
 			// A supervisor that cannot be answered is gone; Recv finds out.
-			out := handoff.EngineSnapshot{Seq: m.Seq, Counters: s.Counters, TCP: s.TCP, UDP: s.UDP, Echo: s.Echo}
+			out := handoff.EngineSnapshot{Seq: m.Seq, Counters: s.Counters, TCP: s.TCP, Express: s.Express, UDP: s.UDP, Echo: s.Echo}
 			published.count(&out)
 			_ = conn.Send(&out)
 		}

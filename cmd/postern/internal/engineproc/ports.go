@@ -15,7 +15,6 @@ import (
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/stack"
 	"github.com/postern-net/postern/stack/netplan"
-	"github.com/postern-net/postern/stack/relay"
 	"github.com/postern-net/postern/userns/seam"
 )
 
@@ -28,8 +27,8 @@ type ports struct {
 	plan   netplan.Plan
 	log    *slog.Logger
 
+	threads *threads
 	// All below are nil until the first ports come.
-	loops    *relay.Loops
 	stock    *stock.Stock
 	arrivals *arrivals // nil without sockets of the container's netns
 	root     *os.File
@@ -37,8 +36,8 @@ type ports struct {
 	netstack *netstack.Driver
 }
 
-func newPorts(conn *seam.Conn, engine *stack.Engine, plan netplan.Plan, log *slog.Logger) *ports {
-	return &ports{conn: conn, engine: engine, plan: plan, log: log, addrs: portdriver.Addresses{
+func newPorts(conn *seam.Conn, engine *stack.Engine, plan netplan.Plan, threads *threads, log *slog.Logger) *ports {
+	return &ports{conn: conn, engine: engine, plan: plan, threads: threads, log: log, addrs: portdriver.Addresses{
 		Container4: plan.V4.Container, Gateway4: plan.V4.Gateway,
 		Container6: plan.V6.Container, Gateway6: plan.V6.Gateway,
 	}}
@@ -52,7 +51,7 @@ func (p *ports) stocked(m *handoff.EngineStock, files []*os.File) error {
 			want++
 		}
 	}
-	if len(files) != want || p.loops != nil {
+	if len(files) != want || p.stock != nil {
 		seam.CloseAll(files)
 		return fmt.Errorf("prepare published ports: %d descriptors came, want %d, and once", len(files), want)
 	}
@@ -74,12 +73,13 @@ func (p *ports) order(kind handoff.SocketKind, n int) {
 	_ = p.conn.Send(&handoff.EngineOrder{Kind: kind, N: n})
 }
 
-func (p *ports) drivers() (err error) {
-	if p.loops, err = relay.NewLoops(loops()); err != nil {
+func (p *ports) drivers() error {
+	loops, err := p.threads.get()
+	if err != nil {
 		return err
 	}
 	p.splice, err = splice.New(splice.Config{
-		Addresses: p.addrs, Loops: p.loops, Stock: p.stock, Root: p.root, Logger: p.log,
+		Addresses: p.addrs, Loops: loops, Stock: p.stock, Root: p.root, Logger: p.log,
 	})
 	if err != nil {
 		return err
@@ -170,9 +170,6 @@ func (p *ports) count(s *handoff.EngineSnapshot) {
 func (p *ports) close() {
 	for _, d := range p.all() {
 		d.Close()
-	}
-	if p.loops != nil {
-		p.loops.Close()
 	}
 	if p.arrivals != nil {
 		p.arrivals.close()

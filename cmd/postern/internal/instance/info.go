@@ -33,6 +33,10 @@ type Info struct {
 	NetNS string `json:"netns,omitempty"`
 	// Endpoint is "tap" or "packet".
 	Endpoint string `json:"endpoint"`
+	// TCP is how TCP leaves the container, "express" or "netstack", and TCPWhy says
+	// why it is not the express path, or not for everything.
+	TCP    string `json:"tcp"`
+	TCPWhy string `json:"tcp_why,omitempty"`
 	// Addresses are the container's.
 	Addresses []netip.Addr `json:"addresses"`
 	Started   time.Time    `json:"started"`

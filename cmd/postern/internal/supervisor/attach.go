@@ -52,7 +52,12 @@ func (s *session) join(cfg *AttachConfig, target *join.Target) (end func(), err 
 		s.describe([]string{"attach", "--netns", cfg.NetNS})
 	} else {
 		s.describe([]string{"attach", strconv.Itoa(cfg.PID)})
+	}
+	if cfg.PID != 0 {
 		_ = s.info.SetChild(cfg.PID) // it may have ended, which the pidfd tells
+	}
+	if cfg.Command != nil {
+		s.info.Command = cfg.Command
 	}
 	if err := s.connect(target); err != nil {
 		return end, err
@@ -65,7 +70,11 @@ func (s *session) join(cfg *AttachConfig, target *join.Target) (end func(), err 
 
 // awaitEnd returns a channel that is closed at the target's end.
 func awaitEnd(cfg *AttachConfig, target *join.Target) (gone <-chan struct{}, end func(), err error) {
-	if f := target.PIDFD(); f != nil {
+	f := target.PIDFD()
+	if f == nil {
+		f = cfg.Life
+	}
+	if f != nil {
 		w, err := waitFD(f, unix.POLLIN) // readable when the process has ended
 		if err != nil {
 			return nil, nil, err

@@ -29,6 +29,7 @@ func (s *session) detached(files []*os.File) error {
 
 // connect connects the network and passes on what the user should know.
 func (s *session) connect(target *join.Target) error {
+	s.net.express.keep = s.agent != nil
 	notice, err := s.net.connect(target)
 	if err != nil {
 		return err

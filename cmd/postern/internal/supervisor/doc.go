@@ -89,6 +89,9 @@ type Config struct {
 	// the link is brought up.
 	Configure bool
 
+	// TCP is how TCP leaves the container; datagrams that keep going follow it.
+	TCP TCPPath
+
 	HostLoopback         bool
 	HostLoopbackPorts    []uint16
 	Outbound4, Outbound6 netip.Addr
@@ -135,11 +138,18 @@ type RunConfig struct {
 	PIDNS, IPCNS, UTSNS, CgroupNS bool
 }
 
-// AttachConfig is what Attach needs besides: PID, or NetNS and perhaps UserNS.
+// AttachConfig is what Attach needs besides: PID, or NetNS and perhaps UserNS, or
+// all three with Life.
 type AttachConfig struct {
 	Config
 	PID           int
 	NetNS, UserNS string
+	// Life is a pidfd of the process PID, for namespaces that are reached by NetNS
+	// and UserNS although they have a process; its end ends the instance. It stays
+	// the caller's.
+	Life *os.File
+	// Command is what the instance says it is for; nil: what is attached to.
+	Command []string
 }
 
 // notify writes a line for the user.

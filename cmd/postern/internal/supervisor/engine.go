@@ -27,7 +27,8 @@ type engine struct {
 	process *os.Process
 	conn    *seam.Conn
 	events  chan<- engineEvent
-	supply  *supply
+	supply  *supply       // for published ports
+	express *supply       // for the express path
 	stopped chan struct{} // closed by stop: nobody takes events any more
 	done    sync.WaitGroup
 
@@ -65,6 +66,7 @@ func startEngine(stderr *os.File, events chan<- engineEvent, log *slog.Logger) (
 		process: process, conn: conn, events: events,
 		stopped: make(chan struct{}),
 		supply:  newSupply(log),
+		express: newSupply(log),
 		waiting: make(map[uint64]chan<- handoff.Message),
 	}
 	e.done.Add(1)
@@ -107,7 +109,7 @@ func (e *engine) receive() {
 		case *handoff.EnginePortsAnswer:
 			e.answer(m.Seq, m)
 		case *handoff.EngineOrder:
-			e.supply.order(m.Kind, m.N)
+			e.supplyOf(m.Kind).order(m.Kind, m.N)
 		default:
 			e.emit(engineEvent{from: e, message: m})
 		}
@@ -135,6 +137,15 @@ func (e *engine) stop() {
 	_ = e.conn.Close()
 	e.done.Wait()
 	e.supply.close()
+	e.express.close()
+}
+
+// supplyOf returns who makes sockets of a kind.
+func (e *engine) supplyOf(kind handoff.SocketKind) *supply {
+	if kind == handoff.SocketExpressUDP4 || kind == handoff.SocketExpressUDP6 {
+		return e.express
+	}
+	return e.supply
 }
 
 var errEngineGone = errors.New("the engine has ended")

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
+	"github.com/postern-net/postern/cmd/postern/internal/apisock"
 	"github.com/postern-net/postern/proto/dns"
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/userns/join"
@@ -25,6 +27,7 @@ type network struct {
 	timer *time.Timer
 
 	endpoint endpoint
+	express  expressway
 	upstream []netip.AddrPort
 	search   []string
 	started  time.Time // of the present engine, or of the endpoint's last life
@@ -45,6 +48,7 @@ type facts struct {
 	kind     handoff.EndpointKind
 	offloads string
 	restarts int
+	tcp      apisock.TCP
 	upstream []netip.AddrPort
 }
 
@@ -74,6 +78,9 @@ func (n *network) connect(t *join.Target) (notice string, err error) {
 	if n.endpoint, notice, err = openEndpoint(t, n.cfg); err != nil {
 		return "", err
 	}
+	if err := n.openExpress(); err != nil {
+		return "", err
+	}
 	return notice, n.configure()
 }
 
@@ -86,8 +93,13 @@ func (n *network) configure() error {
 	if e == nil {
 		return nil // it died early; its successor is configured when it is due
 	}
+	has, files, err := n.express.hand(e.express, n.target)
+	if err != nil {
+		n.log.Warn("the engine goes without the express path", "cause", err)
+	}
+	defer closeFiles(files.owned)
 	c := n.cfg
-	err := e.conn.Send(&handoff.EngineConfig{
+	err = e.conn.Send(&handoff.EngineConfig{
 		Endpoint:          n.endpoint.kind,
 		MTU:               c.MTU,
 		Static:            c.Configure,
@@ -104,7 +116,8 @@ func (n *network) configure() error {
 		UDPIdleUnreplied:  c.UDPIdleUnreplied,
 		LogLevel:          int(c.LogLevel),
 		LogJSON:           c.LogJSON,
-	}, n.endpoint.file)
+		Express:           has,
+	}, append([]*os.File{n.endpoint.file}, files.all...)...)
 	if errors.Is(err, handoff.ErrTooLong) {
 		return err
 	}
@@ -143,6 +156,9 @@ func (n *network) handle(ev engineEvent) (ready *handoff.EngineReady, err error)
 		return m, nil
 	case *handoff.EngineFailed:
 		n.reason = m
+		return nil, nil
+	case *handoff.EngineExpressLost:
+		n.repairExpress()
 		return nil, nil
 	case nil:
 		return nil, n.ended(ev)
@@ -227,6 +243,7 @@ func (n *network) due() error {
 			return nil
 		}
 		n.endpoint = e
+		n.express.repair(n.log)
 	}
 	if err := n.start(); err != nil {
 		return err
@@ -244,6 +261,7 @@ func (n *network) close() {
 	if e != nil {
 		e.stop()
 	}
+	n.express.close(n.log)
 	n.endpoint.close()
 	if n.target != nil {
 		n.target.Close()

@@ -196,7 +196,8 @@ func (s *session) begin() error {
 		return err
 	}
 	s.started = true
-	s.info.Endpoint = string(s.net.state().kind)
+	now := s.net.state()
+	s.info.Endpoint, s.info.TCP, s.info.TCPWhy = string(now.kind), now.tcp.Path, now.tcp.Why
 	if err := s.dir.Publish(s.info); err != nil {
 		return err
 	}

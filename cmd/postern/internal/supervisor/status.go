@@ -31,7 +31,7 @@ type status struct {
 }
 
 // Info implements apisock.Source.
-func (s *status) Info(context.Context) (api.Info, error) {
+func (s *status) Info(context.Context) (apisock.Info, error) {
 	driver := &api.NetworkDriverInfo{Driver: "postern", IPv6: s.cfg.Plan.V6.On()}
 	for _, f := range families(s.cfg.Plan) {
 		driver.DNS = append(driver.DNS, f.Resolver.AsSlice())
@@ -42,12 +42,15 @@ func (s *status) Info(context.Context) (api.Info, error) {
 	// Without configuration of ours the container takes what DHCP gives it, which
 	// is the same address unless it asks for another.
 	driver.DynamicChildIP = !s.cfg.Configure
-	return api.Info{
-		APIVersion:    api.Version,
-		Version:       s.cfg.Version,
-		StateDir:      s.dir,
-		ChildPID:      s.info.ChildPID,
-		NetworkDriver: driver,
+	return apisock.Info{
+		Info: api.Info{
+			APIVersion:    api.Version,
+			Version:       s.cfg.Version,
+			StateDir:      s.dir,
+			ChildPID:      s.info.ChildPID,
+			NetworkDriver: driver,
+		},
+		TCP: s.net.state().tcp,
 	}, nil
 }
 
@@ -61,6 +64,7 @@ func (s *status) Status(ctx context.Context) (apisock.Status, error) {
 		MTU:            s.cfg.MTU,
 		EngineRestarts: f.restarts,
 		EngineReady:    f.ready,
+		TCP:            f.tcp,
 		Upstreams:      f.upstream,
 		Started:        s.info.Started,
 		Counters:       map[string]uint64{},
@@ -78,6 +82,6 @@ func (s *status) Status(ctx context.Context) (apisock.Status, error) {
 		return out, nil
 	}
 	out.Counters = snap.Counters
-	out.Flows = apisock.Flows{TCP: snap.TCP, UDP: snap.UDP, Echo: snap.Echo}
+	out.Flows = apisock.Flows{TCP: snap.TCP, Express: snap.Express, UDP: snap.UDP, Echo: snap.Echo}
 	return out, nil
 }

@@ -87,7 +87,7 @@ func (s *supply) run(target *join.Target, to *os.File) {
 				return // the engine has ended, and nobody else is served here
 			default:
 				// The engine asks again after a while.
-				s.log.Warn("no sockets for published ports", "kind", handoff.SocketKind(kind), "cause", err)
+				s.log.Warn("no sockets of the container's network", "kind", handoff.SocketKind(kind), "cause", err)
 			}
 		}
 	}
