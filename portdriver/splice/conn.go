@@ -13,6 +13,7 @@ import (
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/proto/proxyproto"
 	"github.com/postern-net/postern/stack/relay"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 // conn is a published connection from accept to its end:
@@ -130,7 +131,7 @@ func (c *conn) destination() netip.AddrPort {
 	if b := c.ln.desc.Bound; b.IsValid() && !b.Addr().IsUnspecified() {
 		return b
 	}
-	return localAddr(c.client)
+	return sockcall.LocalAddr(c.client)
 }
 
 // refuse resets the client and counts why.
@@ -156,7 +157,7 @@ func (c *conn) drop() {
 	c.d.stock.leave(c)
 	c.closeServer()
 	if c.client >= 0 {
-		reset(c.client)
+		sockcall.Reset(c.client)
 		c.client = -1
 	}
 	c.end()

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/portdriver"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 // obtain takes a socket for the first route out of the stock. It reports false if
@@ -97,11 +98,11 @@ func (c *conn) try(fd int) {
 		// and the server is woken once. The kernel does not wait for it for long.
 		_ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
 	}
-	errno = connect(fd, route.Target)
+	errno = sockcall.Connect(fd, route.Target)
 	if errno == unix.EINPROGRESS {
 		// The server's kernel answers while ours is still in connect, but the call
 		// was bound to say that it did not wait; the next one tells.
-		errno = connect(fd, route.Target)
+		errno = sockcall.Connect(fd, route.Target)
 	}
 	c.tried(errno)
 }
@@ -113,7 +114,7 @@ func (c *conn) bind(route portdriver.Route) (errno syscall.Errno) {
 		if errno = c.bindAuto(route.Source); errno == 0 || errno == errWrongPort {
 			return errno
 		}
-		if errno = bind(c.server, route.Source); errno == 0 {
+		if errno = sockcall.Bind(c.server, route.Source); errno == 0 {
 			return 0
 		}
 	}
@@ -123,7 +124,7 @@ func (c *conn) bind(route portdriver.Route) (errno syscall.Errno) {
 		if !addr.IsValid() {
 			continue
 		}
-		if errno = bind(c.server, netip.AddrPortFrom(addr, 0)); errno == 0 {
+		if errno = sockcall.Bind(c.server, netip.AddrPortFrom(addr, 0)); errno == 0 {
 			return 0
 		}
 	}
@@ -146,11 +147,11 @@ func (c *conn) bindAuto(source netip.AddrPort) syscall.Errno {
 	if verdict == portUnknown {
 		_ = setInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 0)
 	}
-	errno := bind(fd, netip.AddrPortFrom(source.Addr(), 0))
+	errno := sockcall.Bind(fd, netip.AddrPortFrom(source.Addr(), 0))
 	if verdict == portUnknown {
 		_ = setInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 		if errno == 0 {
-			in := localAddr(fd).Port() == port
+			in := sockcall.LocalAddr(fd).Port() == port
 			p.learn(port, in)
 			c.byNumber = true // if ever another socket is needed
 			if !in {
@@ -177,7 +178,7 @@ func (c *conn) tried(errno syscall.Errno) {
 	case dialDone:
 		source := route.Source
 		if c.auto || c.anyPort {
-			source = localAddr(c.server)
+			source = sockcall.LocalAddr(c.server)
 		}
 		if !c.anyPort && source.Port() != route.Source.Port() {
 			c.anyPort = true
@@ -235,7 +236,7 @@ func (c *conn) await() {
 
 // answered asks the kernel what the server said.
 func (c *conn) answered() {
-	errno := connect(c.server, c.routes[0].Target)
+	errno := sockcall.Connect(c.server, c.routes[0].Target)
 	if afterConnect(errno) != dialPending {
 		c.quiet()
 	}

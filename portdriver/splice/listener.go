@@ -16,6 +16,7 @@ import (
 	"github.com/postern-net/postern/portdriver/internal/admission"
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/stack/relay"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 // listener is a listener that is served. Its methods run on its lane's thread.
@@ -207,7 +208,7 @@ func (ln *listener) accept() {
 			ln.pause(portdriver.AcceptPause, nil)
 			return
 		}
-		fd, peer, errno := accept(ln.fd)
+		fd, peer, errno := sockcall.Accept(ln.fd)
 		if errno == 0 {
 			ln.take(fd, peer)
 			continue
@@ -259,12 +260,12 @@ func (ln *listener) take(fd int, peer netip.AddrPort) {
 	}
 	if !d.places.Claim(c.key, ln.port) {
 		d.counters.Inc(portdriver.RefusedClient)
-		reset(fd)
+		sockcall.Reset(fd)
 		return
 	}
 	if !d.remember(c) {
 		d.places.Release(c.key, ln.port)
-		reset(fd)
+		sockcall.Reset(fd)
 		return
 	}
 	c.setPending(1)

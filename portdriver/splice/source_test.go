@@ -9,6 +9,7 @@ import (
 	"github.com/postern-net/postern/portdriver"
 	"github.com/postern-net/postern/portdriver/internal/admission"
 	"github.com/postern-net/postern/proto/handoff"
+	"github.com/postern-net/postern/stack/sockcall"
 	"github.com/postern-net/postern/stack/stacktest"
 )
 
@@ -86,7 +87,7 @@ func TestBind(t *testing.T) {
 			if c.failed {
 				return
 			}
-			got := localAddr(fd)
+			got := sockcall.LocalAddr(fd)
 			if got.Addr() != c.want || (got == c.source) != (c.kept || c.source.Port() == 0) || cn.anyPort == c.kept {
 				t.Errorf("bound to %v, any port %v; the client is %v", got, cn.anyPort, c.source)
 			}
@@ -120,25 +121,6 @@ func (b blunt) Take(kind handoff.SocketKind) (int, bool) {
 	return fd, ok
 }
 
-func TestSockaddr(t *testing.T) {
-	for _, s := range []string{"192.0.2.1:80", "[2001:db8::1]:65535", "127.0.0.1:0"} {
-		want := netip.MustParseAddrPort(s)
-		sa := pack(want)
-		if got := sa.unpack(); got != want {
-			t.Errorf("%v came back as %v", want, got)
-		}
-	}
-	mapped := pack(netip.MustParseAddrPort("[::ffff:192.0.2.1]:80"))
-	if got := mapped.unpack(); got != netip.MustParseAddrPort("192.0.2.1:80") {
-		t.Errorf("a mapped address came back as %v", got)
-	}
-	for _, sa := range []sockaddr{{}, {raw: unix.RawSockaddrInet6{Family: unix.AF_UNIX}, len: 2}, {raw: unix.RawSockaddrInet6{Family: unix.AF_INET}, len: 2}} {
-		if got := sa.unpack(); got.IsValid() {
-			t.Errorf("%+v is taken for %v", sa, got)
-		}
-	}
-}
-
 // TestAfterErrno fixes what follows the errors that matter.
 func TestAfterErrno(t *testing.T) {
 	for errno, want := range map[unix.Errno]dialStep{
@@ -166,7 +148,7 @@ func TestFullBacklog(t *testing.T) {
 	if err := unix.Listen(fd, 1); err != nil {
 		t.Fatal(err)
 	}
-	lazy := w.publish(portdriver.Listener{Target: localAddr(fd)}, "127.0.0.1")
+	lazy := w.publish(portdriver.Listener{Target: sockcall.LocalAddr(fd)}, "127.0.0.1")
 	other := w.publish(portdriver.Listener{Target: server(t, container4)}, "127.0.0.1")
 	const clients = admission.MaxPendingEach + 20
 	for range clients {

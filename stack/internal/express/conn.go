@@ -10,6 +10,7 @@ import (
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/internal/link"
 	"github.com/postern-net/postern/stack/relay"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 // stage is where a connection stands; see the package comment.
@@ -130,8 +131,8 @@ func (c *conn) open(client int) {
 	if c.lane = c.home.choose(); c.lane == c.home.loop {
 		c.join(client, host)
 	} else if !c.lane.Do(func() { c.join(client, host) }) {
-		reset(client)
-		reset(host)
+		sockcall.Reset(client)
+		sockcall.Reset(host)
 		o.forget(c)
 	}
 }
@@ -168,7 +169,7 @@ func (c *conn) drop() {
 	c.stage = over
 	c.quiet()
 	if c.host >= 0 {
-		reset(c.host)
+		sockcall.Reset(c.host)
 		c.host = -1
 	}
 	c.out.forget(c)

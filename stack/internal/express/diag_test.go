@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/stack/internal/flow"
+	"github.com/postern-net/postern/stack/sockcall"
 	"github.com/postern-net/postern/stack/stacktest"
 )
 
@@ -50,15 +51,15 @@ func TestDiagAsksTheKernel(t *testing.T) {
 		want(t, d, "a listener", flow.Key{Initiating: at, Target: netip.AddrPortFrom(at.Addr(), 9)}, none)
 
 		hang, answer := r.hanging(t)
-		fd, errno := openTCP(hang.Addr())
+		fd, errno := sockcall.OpenTCP(hang.Addr())
 		if errno != 0 {
 			t.Fatal(errno)
 		}
 		defer unix.Close(fd)
-		if errno := connect(fd, hang); errno != unix.EINPROGRESS {
+		if errno := sockcall.Connect(fd, hang); errno != unix.EINPROGRESS {
 			t.Fatal(errno)
 		}
-		k = flow.Key{Initiating: localAddr(fd), Target: hang}
+		k = flow.Key{Initiating: sockcall.LocalAddr(fd), Target: hang}
 		want(t, d, "a client that waits", k, synSent)
 		answer()
 		stacktest.Eventually(t, "the connection", func() bool { s, _ := d.state(k); return s == established })
@@ -84,10 +85,10 @@ func TestDiagMapped(t *testing.T) {
 	}
 	defer unix.Close(fd)
 	mapped := netip.AddrPortFrom(netip.AddrFrom16(at.Addr().As16()), at.Port())
-	if errno := connect(fd, mapped); errno != 0 {
+	if errno := sockcall.Connect(fd, mapped); errno != 0 {
 		t.Fatal(errno)
 	}
-	from := localAddr(fd)
+	from := sockcall.LocalAddr(fd)
 	k := flow.Key{Initiating: netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), Target: at}
 	want(t, d, "an IPv6 socket that speaks IPv4", k, established)
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/stack/internal/flow"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 // start opens the host's socket and connects it.
@@ -15,7 +16,7 @@ func (c *conn) start() {
 	if c.stage != dialing {
 		return // it had to give way already
 	}
-	fd, errno := openTCP(c.dial.Addr())
+	fd, errno := sockcall.OpenTCP(c.dial.Addr())
 	if short(errno) {
 		c.out.count(flow.TCPExpressShort)
 		c.fallBack()
@@ -32,11 +33,11 @@ func (c *conn) start() {
 			return
 		}
 	}
-	errno = connect(fd, c.dial)
+	errno = sockcall.Connect(fd, c.dial)
 	if pending(errno) {
 		// A target on this machine answers while we are still in connect, but the call
 		// was bound to say that it did not wait; the next one tells.
-		errno = connect(fd, c.dial)
+		errno = sockcall.Connect(fd, c.dial)
 	}
 	if pending(errno) {
 		c.await()
@@ -67,7 +68,7 @@ func (c *conn) tried(errno syscall.Errno) {
 	if errno == unix.EISCONN {
 		errno = 0
 	}
-	if errno == 0 && localAddr(c.host) == c.dial {
+	if errno == 0 && sockcall.LocalAddr(c.host) == c.dial {
 		// Nobody listens on a port that connect(2) hands out itself, and it has chosen
 		// just that one: the socket is connected to itself.
 		errno = unix.ECONNREFUSED
@@ -94,7 +95,7 @@ func (c *conn) await() {
 // answered asks the kernel what the target said. A client that has meanwhile given up
 // is not connected any more.
 func (c *conn) answered() {
-	errno := connect(c.host, c.dial)
+	errno := sockcall.Connect(c.host, c.dial)
 	switch {
 	case pending(errno):
 	case errno == 0 && !c.alive():

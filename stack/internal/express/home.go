@@ -9,6 +9,7 @@ import (
 
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/relay"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 // home is where connections of one family are made: a listener of the container's
@@ -82,7 +83,7 @@ func (h *home) close() {
 // socket. What comes behind that one makes an event of its own.
 func (h *home) accept(c *conn) {
 	for range acceptBudget {
-		fd, peer, errno := accept(h.listener)
+		fd, peer, errno := sockcall.Accept(h.listener)
 		switch {
 		case errno == 0:
 			h.pair(fd, peer)
@@ -113,11 +114,11 @@ func (h *home) pair(fd int, peer netip.AddrPort) {
 		return
 	}
 	h.out.count(flow.TCPExpressUnpaired)
-	reset(fd)
+	sockcall.Reset(fd)
 }
 
 func (h *home) wanted(fd int, peer netip.AddrPort) *conn {
-	c := h.out.find(flow.Key{Proto: flow.TCP, Initiating: peer, Target: localAddr(fd)})
+	c := h.out.find(flow.Key{Proto: flow.TCP, Initiating: peer, Target: sockcall.LocalAddr(fd)})
 	if c == nil || c.stage != injected {
 		return nil
 	}
@@ -136,12 +137,12 @@ func (h *home) shed() bool {
 		return false
 	}
 	_ = unix.Close(h.spare)
-	fd, peer, errno := accept(h.listener)
+	fd, peer, errno := sockcall.Accept(h.listener)
 	if errno == 0 {
 		if c := h.wanted(fd, peer); c != nil {
 			c.drop()
 		}
-		reset(fd)
+		sockcall.Reset(fd)
 	}
 	h.spare = spareOf(h.listener)
 	return errno == 0

@@ -20,6 +20,7 @@ import (
 	"github.com/postern-net/postern/stack/internal/link"
 	"github.com/postern-net/postern/stack/netplan"
 	"github.com/postern-net/postern/stack/relay"
+	"github.com/postern-net/postern/stack/sockcall"
 	"github.com/postern-net/postern/stack/stacktest"
 )
 
@@ -324,7 +325,7 @@ func (r *rig) hanging(t testing.TB) (netip.AddrPort, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := localAddr(fd)
+	at := sockcall.LocalAddr(fd)
 	filler, err := net.Dial("tcp", at.String())
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/internal/link"
+	"github.com/postern-net/postern/stack/sockcall"
 	"github.com/postern-net/postern/stack/stacktest"
 )
 
@@ -96,7 +97,7 @@ func TestNoDescriptorForTheContainer(t *testing.T) {
 		t.Fatal(errno)
 	}
 	r.sender.hook(func(link.Packet) error {
-		if errno := connect(client, k.Target); errno != 0 {
+		if errno := sockcall.Connect(client, k.Target); errno != 0 {
 			return errno
 		}
 		return nil
