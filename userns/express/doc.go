@@ -44,9 +44,12 @@
 // # What is installed
 //
 // An nf_tables table, here for IPv4 alone, with M for rtnl.PublishedMask and X for
-// rtnl.ExpressMark; C is the container's address:
+// rtnl.ExpressMark, P for rtnl.PublishedMark; C is the container's address:
 //
 //	table inet postern {
+//	  chain raw { type filter hook output priority raw
+//	    0  meta mark & M == P : notrack
+//	  }
 //	  chain out { type route hook output priority mangle
 //	    1  meta mark & M == X : ct mark = X, accept
 //	    2  ct mark & M == X, a TCP SYN : ct mark = 0
@@ -75,6 +78,9 @@
 // sockets or answers (tcp_fwmark_accept, fwmark_reflect: published ports need them) does
 // no harm, nor does a rule of others that copies the flow's mark to the packet.
 //
+//   - 0: our table makes the kernel track connections in here. Published ones, whose both
+//     sides have their own mark, need that no more than before: it would cost a tenth of
+//     their rate. Whatever else goes by lo is tracked, because rules of others may want it.
 //   - 1: a flow is on the path once our side has said something. Were the mark set by
 //     the SYN (4), a flow that a firewall then keeps from us would be lost for the
 //     universal path too.

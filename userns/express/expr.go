@@ -54,8 +54,10 @@ var (
 )
 
 // ours matches if the mark is there.
-func (m mark) ours() exprs {
-	return exprs{m.load, masked(native(rtnl.PublishedMask), native(0)), equal(native(rtnl.ExpressMark)...)}
+func (m mark) ours() exprs { return m.is(rtnl.ExpressMark) }
+
+func (m mark) is(v uint32) exprs {
+	return exprs{m.load, masked(native(rtnl.PublishedMask), native(0)), equal(native(v)...)}
 }
 
 // set puts the mark there, clear takes it away; other bits stay as they are.

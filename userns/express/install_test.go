@@ -221,7 +221,7 @@ func TestMissingParts(t *testing.T) {
 	w.express(t)
 	old := w.in(t, "nft list ruleset")
 	for _, part := range []string{"ct", "tproxy"} {
-		list := []rtnl.Request{anyTable(), delTable(), newTable(tableOwner), newChain(chainOut), newChain(chainIn)}
+		list := []rtnl.Request{anyTable(), delTable(), newTable(tableOwner), newChain(chainRaw), newChain(chainOut), newChain(chainIn)}
 		op := ""
 		for _, r := range rules("tap0", w.path.families) {
 			q, err := newRule(r)
@@ -284,6 +284,32 @@ func TestPortsTaken(t *testing.T) {
 		}
 	}
 	w.works(t)
+}
+
+// Connections of published ports, told by their mark, are not tracked; others are.
+func TestPublishedUntracked(t *testing.T) {
+	usertest.AsUser(t)
+	w := newWorld(t, endpoints[1])
+	w.express(t)
+	w.in(t, "echo 1 >/proc/sys/net/ipv4/tcp_fwmark_accept")
+	at := netip.MustParseAddrPort("127.0.0.1:80")
+	listener := w.socket(t, at.Addr(), unix.SOCK_STREAM)
+	check(t, unix.Bind(listener, sockaddr(at)))
+	check(t, unix.Listen(listener, 1))
+	tracked := func() string { return w.in(t, "cat /proc/sys/net/netfilter/nf_conntrack_count") }
+	for _, marked := range []bool{true, false} {
+		before := tracked()
+		client := w.socket(t, at.Addr(), unix.SOCK_STREAM)
+		if marked {
+			check(t, unix.SetsockoptInt(client, unix.SOL_SOCKET, unix.SO_MARK, rtnl.PublishedMark))
+		}
+		if err := unix.Connect(client, sockaddr(at)); err != unix.EINPROGRESS {
+			check(t, err)
+		}
+		if after := tracked(); (after == before) != marked {
+			t.Errorf("marked %v: %q connections were tracked before, %q after", marked, before, after)
+		}
+	}
 }
 
 // Whoever connects to the listener itself is accepted with its own address as the

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 
+	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
@@ -32,9 +33,11 @@ type chain struct {
 	comment    string
 }
 
-// The first two are behind connection tracking (-200) and before destination NAT (-100):
-// NF_IP_PRI_MANGLE. The last one is just before everybody else's source NAT (100).
+// The first one is before connection tracking (-200), the next two are behind it and
+// before destination NAT (-100): NF_IP_PRI_RAW, NF_IP_PRI_MANGLE. The last one is just
+// before everybody else's source NAT (100).
 var (
+	chainRaw = chain{"raw", "filter", unix.NF_INET_LOCAL_OUT, -300, "what need not be tracked for the rest"}
 	chainOut = chain{"out", "route", unix.NF_INET_LOCAL_OUT, -150, "what the container sends, and our sockets answer"}
 	chainIn  = chain{"in", "filter", unix.NF_INET_PRE_ROUTING, -150, "what the engine writes back into the interface"}
 	chainNAT = chain{"source", "nat", unix.NF_INET_POST_ROUTING, 99, "a masqueraded flow could not change its interface"}
@@ -48,9 +51,11 @@ type nftRule struct {
 	family  uint8
 }
 
-// rules are those of the first two chains.
+// rules are those of all chains but the last.
 func rules(iface string, families []family) []nftRule {
 	list := []nftRule{
+		{chainRaw, "clients of published ports, and answers to them",
+			concat(packetMark.is(rtnl.PublishedMark), exprs{&expr.Notrack{}}), 0},
 		{chainOut, "our sockets' flows stay in here",
 			concat(packetMark.ours(), flowMark.set(), accept), 0},
 		{chainOut, "a connection that begins asks the engine anew",
@@ -142,7 +147,7 @@ func replace(nft *os.File, iface string, families []family, flags uint32, nat bo
 	list := []rtnl.Request{
 		// A table that is not there cannot be deleted, so it is made first, whatever
 		// its flags are.
-		anyTable(), delTable(), newTable(flags), newChain(chainOut), newChain(chainIn),
+		anyTable(), delTable(), newTable(flags), newChain(chainRaw), newChain(chainOut), newChain(chainIn),
 	}
 	all := rules(iface, families)
 	if nat {
@@ -243,7 +248,7 @@ func newRule(r nftRule) (rtnl.Request, error) {
 // about one that it lacks is ENOENT.
 func (r nftRule) op() string {
 	switch r.chain.name {
-	case chainOut.name:
+	case chainOut.name, chainRaw.name:
 		return "add a rule with connection tracking (nft_ct)"
 	case chainNAT.name:
 		return opNAT
