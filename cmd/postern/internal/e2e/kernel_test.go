@@ -48,12 +48,14 @@ func tryKernel(a attempt, ifname string) (result string, err error) {
 		a.Dst = netip.AddrPortFrom(a.Dst.Addr().WithZone(ifname), a.Dst.Port())
 	}
 	d := net.Dialer{Timeout: kernelTime, Control: func(_, _ string, c syscall.RawConn) error {
-		if !a.Bind {
-			return nil
-		}
 		var err error
 		ctlErr := c.Control(func(fd uintptr) {
-			err = unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, ifname)
+			if a.Bind {
+				err = unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, ifname)
+			}
+			if a.Mark != 0 {
+				err = errors.Join(err, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, a.Mark))
+			}
 		})
 		return errors.Join(ctlErr, err)
 	}}

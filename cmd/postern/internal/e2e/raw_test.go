@@ -24,6 +24,8 @@ type attempt struct {
 	ToMAC, FromMAC net.HardwareAddr
 	// Bind binds a kernel socket to the interface, so that no local route applies.
 	Bind bool
+	// Mark is a kernel socket's SO_MARK.
+	Mark int
 	// Result is "silence", "banner" (payload came back, or an echo reply),
 	// "handshake", "reset", "icmp TYPE/CODE", or the name of an error.
 	Result string
@@ -41,6 +43,9 @@ func (a attempt) String() string {
 	}
 	if a.Bind {
 		s += " bound to the interface"
+	}
+	if a.Mark != 0 {
+		s += fmt.Sprintf(" marked %#x", a.Mark)
 	}
 	return s
 }

@@ -29,6 +29,22 @@ func playRole(role string, args []string) int {
 		"@witness":   witnessRole,
 		"@ask":       askRole,
 		"@activate":  activateRole,
+		"@hold":      holdRole,
+		"@truth":     truthRole,
+		"@vanish":    vanishRole,
+		"@hole":      holeRole,
+		"@giveup":    giveUpRole,
+		"@nested":    nestedRole,
+		"@reuse":     reuseRole,
+		"@midway":    midwayRole,
+		"@gaps":      gapsRole,
+		"@listener":  listenerRole,
+		"@snapshot":  snapshotRole,
+		"@datagrams": datagramsRole,
+		"@mapping":   mappingRole,
+		"@crowd":     crowdRole,
+		"@refusal":   refusalRole,
+		"@deny":      denyRole,
 	}
 	play := roles[role]
 	if play == nil {
