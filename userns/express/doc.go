@@ -56,6 +56,7 @@
 //	    3  ct mark & M == X : meta mark = X
 //	  }
 //	  chain in { type filter hook prerouting priority mangle
+//	    -  iif lo, meta mark & M != X : accept
 //	    4  iifname tap0, saddr C, pkttype host, a TCP SYN : tproxy to 127.0.0.1:61051, meta mark = X, accept
 //	    5  iifname tap0, saddr C, pkttype host, udp : tproxy to 127.0.0.1:61051, ct mark = X, meta mark = X, accept
 //	    6  meta mark & M == X, iifname lo, saddr C, udp : tproxy to 127.0.0.1:61051, accept

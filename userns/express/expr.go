@@ -60,6 +60,12 @@ func (m mark) is(v uint32) exprs {
 	return exprs{m.load, masked(native(rtnl.PublishedMask), native(0)), equal(native(v)...)}
 }
 
+// foreign matches if another mark or none is there.
+func (m mark) foreign() exprs {
+	return exprs{m.load, masked(native(rtnl.PublishedMask), native(0)),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: regA, Data: native(rtnl.ExpressMark)}}
+}
+
 // set puts the mark there, clear takes it away; other bits stay as they are.
 func (m mark) set() exprs   { return m.put(rtnl.ExpressMark) }
 func (m mark) clear() exprs { return m.put(0) }
@@ -71,6 +77,11 @@ func (m mark) put(v uint32) exprs {
 // metaIs matches a one-byte property of the packet.
 func metaIs(key expr.MetaKey, v byte) exprs {
 	return exprs{&expr.Meta{Key: key, Register: regA}, equal(v)}
+}
+
+// metaWord matches a property of the packet that is a number of four bytes.
+func metaWord(key expr.MetaKey, v uint32) exprs {
+	return exprs{&expr.Meta{Key: key, Register: regA}, equal(native(v)...)}
 }
 
 // bareSYN matches the packet that opens a TCP connection (RFC 9293, section 3.1: the

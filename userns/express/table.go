@@ -63,11 +63,16 @@ func rules(iface string, families []family) []nftRule {
 		{chainOut, "the container's side of such a flow goes to lo",
 			concat(flowMark.ours(), packetMark.set()), 0},
 	}
+	list = append(list, nftRule{chainIn, "nothing to do with us, and most of what comes by lo",
+		concat(metaWord(expr.MetaKeyIIF, loopback), packetMark.foreign(), accept), 0})
 	for _, f := range families {
 		list = append(list, f.rules(iface)...)
 	}
 	return list
 }
+
+// loopback is the index of lo in every network namespace (LOOPBACK_IFINDEX, net/flow.h).
+const loopback = 1
 
 func (f family) rules(iface string) []nftRule {
 	// A copy that the kernel loops back to local members of a multicast group has the

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -64,7 +65,36 @@ func (t *Target) PreparePublishing() error {
 	if err := rtnl.InstallPublishing(v.sockets.Route); err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrNoPublishing, t.name, err)
 	}
+	t.adoptPorts()
 	return nil
+}
+
+const (
+	// portRange are the ports that connect(2) hands out, and defaultPorts what they are
+	// unless somebody has changed them (ip(7), ip_local_port_range).
+	portRange    = "ipv4/ip_local_port_range"
+	defaultPorts = "32768\t60999"
+)
+
+// adoptPorts lets the target hand out the same ports as our own network, for the
+// clients have theirs from there or from a host like it: a socket with such a port can
+// be used again, others serve one client each. It only saves time, so it may fail.
+func (t *Target) adoptPorts() {
+	host, err := os.ReadFile(sysctlDir + portRange)
+	if ours := strings.TrimSpace(string(host)); err != nil || ours == defaultPorts {
+		return
+	}
+	_, settings, err := t.Make(nil, portRange)
+	if err != nil || settings[0] == nil {
+		return
+	}
+	f := settings[0]
+	defer f.Close()
+	b := make([]byte, 32)
+	n, _ := f.ReadAt(b, 0)
+	if strings.TrimSpace(string(b[:n])) == defaultPorts {
+		_, _ = f.WriteAt(host, 0)
+	}
 }
 
 // refused reports whether a visit got in and then met a refusal.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -187,6 +188,29 @@ func TestPublishedCommand(t *testing.T) {
 }
 
 // TestPublishedConflicts: who cannot have a port is told who has it, and what to do.
+// The container hands out the ports that the host hands out, unless it has others: then
+// its sockets can have the ports of clients and be used again.
+func TestPublishedPortRange(t *testing.T) {
+	a := ordinary(t)
+	const file = "/proc/sys/net/ipv4/ip_local_port_range"
+	old, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, []byte("30000 50000"), 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.WriteFile(file, old, 0) })
+	for _, c := range []struct {
+		flags []string
+		want  string
+	}{{nil, "32768\t60999\n"}, {[]string{"-p", "8004:80"}, "30000\t50000\n"}} {
+		if o := a.run(t, c.flags, "cat", file); o.out != c.want {
+			t.Errorf("%v: %q, %q; want %q", c.flags, o.out, o.err, c.want)
+		}
+	}
+}
+
 func TestPublishedConflicts(t *testing.T) {
 	a := ordinary(t)
 	pid, _ := a.hostWitness(t, "tcp4,127.0.0.1:8001", "udp4,127.0.0.1:8001")
