@@ -185,27 +185,26 @@ func openInstance(info instance.Info) (*join.Target, error) {
 	if info.NetNS == "" {
 		return target, nil
 	}
-	defer target.Close()
-	detached, err := openDetached(info)
-	if err == nil {
-		if err = target.Alive(); err == nil { // so the paths were that process's own
-			return detached, nil
-		}
-		detached.Close()
+	if err := useDetached(target, info); err != nil {
+		target.Close()
+		return nil, fmt.Errorf("instance %s: %w", info.Name, err)
 	}
-	return nil, fmt.Errorf("instance %s: %w", info.Name, err)
+	return target, nil
 }
 
-// openDetached opens the network namespace beside an instance's command. The
-// command may have put something else in its place; only a network namespace of
-// its own user namespace can be joined with that.
-func openDetached(info instance.Info) (*join.Target, error) {
+// useDetached turns to the network namespace beside an instance's command. The command
+// may have put something else in its place; only a network namespace of its own user
+// namespace can be joined with that.
+func useDetached(target *join.Target, info instance.Info) error {
 	f, err := info.OpenNetNS()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer f.Close()
-	return join.OpenPaths(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), fmt.Sprintf("/proc/%d/ns/user", info.ChildPID))
+	if err := target.UseNetNS(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); err != nil {
+		return err
+	}
+	return target.Alive() // so the path was that process's own
 }
 
 // execFailed maps the error of a command that did not start.

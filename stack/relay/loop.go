@@ -106,6 +106,9 @@ func (l *Loop) run() {
 	defer close(l.ended)
 	for l.obey() {
 		n := l.wait()
+		if n >= busyEvents {
+			l.looks = max(l.looks, busyLooks)
+		}
 		for i := range l.events[:n] {
 			l.dispatch(&l.events[i])
 		}

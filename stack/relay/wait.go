@@ -34,7 +34,7 @@ func (l *Loop) wait() int {
 	return n
 }
 
-// linger looks for events while bulk data is on the move.
+// linger looks for events while bulk data or many flows are on the move.
 func (l *Loop) linger() int {
 	for ; l.looks > 0; l.looks-- {
 		if n := l.poll(); n > 0 {

@@ -61,6 +61,19 @@ func (t *Target) openOf(pid int) error {
 	return t.compare()
 }
 
+// UseNetNS makes the target's network namespace the one that path leads to, for a
+// process that keeps one beside its own. It can be joined if the process's user
+// namespace owns it, which joining finds out.
+func (t *Target) UseNetNS(path string) error {
+	f, err := openNSAt(nil, path, path, unix.CLONE_NEWNET)
+	if err != nil {
+		return err
+	}
+	t.netns.Close()
+	t.netns = f
+	return nil
+}
+
 // openNS opens one namespace file of the process.
 func (t *Target) openNS(kind string, want int) (*os.File, error) {
 	f, err := openNSAt(t.proc, "ns/"+kind, t.proc.Name()+"/ns/"+kind, want)
