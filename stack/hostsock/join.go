@@ -141,3 +141,18 @@ func (d *Drainer) Drain(s *Socket, h Handler) {
 		}
 	}
 }
+
+// Take hands h the first message that s has received, and reports whether there was
+// one. It is for what has to leave before the rest.
+func (d *Drainer) Take(s *Socket, h Handler) bool {
+	for range tries { // an error may be an earlier packet's
+		switch d.r.one(s) {
+		case 0:
+			d.r.deliver(entry{s, h})
+			return true
+		case unix.EAGAIN:
+			return false
+		}
+	}
+	return false
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -103,6 +104,47 @@ func TestJoinSendsToItsPeer(t *testing.T) {
 		}
 	}
 }
+
+// Take is for one message, however many the socket is used to.
+func TestTakeOneByOne(t *testing.T) {
+	for _, a := range loopbacks {
+		app, remote := udp(t, a), netip.AddrPortFrom(nine(t, a), 4243)
+		s, err := Join(fresh(t, a.Is6()), remote, app.LocalAddr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		var w Writer
+		var d Drainer
+		var got texts
+		if d.Take(s, &got) {
+			t.Errorf("%v: took something from nothing", a)
+		}
+		for _, b := range []string{"one", "two", "six"} {
+			if _, err := w.Send(app, Packet{To: remote, Payload: []byte(b)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.appetite.got(2, 2, 3) // there was more than was asked for
+		if !d.Take(s, &got) || len(got) != 1 || got[0] != "one" {
+			t.Errorf("%v: took %q, want the first", a, got)
+		}
+		d.Drain(s, &got)
+		if strings.Join(got, "") != "onetwosix" {
+			t.Errorf("%v: got %q in the end", a, got)
+		}
+		s.Close()
+		if d.Take(s, &got) {
+			t.Errorf("%v: took something from a closed socket", a)
+		}
+	}
+}
+
+// texts collects payloads.
+type texts []string
+
+func (x *texts) Receive(m Message) { *x = append(*x, string(m.Payload)) }
+func (*texts) Report(Report)       {}
 
 func TestJoinFails(t *testing.T) {
 	taken := udp(t, loopbacks[0])

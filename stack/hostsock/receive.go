@@ -94,9 +94,7 @@ func (r *reader) receive(s *Socket) (more bool, e unix.Errno) {
 		return false, unix.EAGAIN
 	}
 	depth, slot := s.appetite.next()
-	r.arrange(depth, slot)
-	if r.used, e = recvmmsg(s.fd, r.hdrs[:depth]); e != 0 {
-		r.used = 0
+	if e = r.fill(s, depth, slot); e != 0 {
 		return false, e
 	}
 	largest := 0
@@ -105,6 +103,25 @@ func (r *reader) receive(s *Socket) (more bool, e unix.Errno) {
 	}
 	s.appetite.got(r.used, depth, largest)
 	return r.used == depth, 0
+}
+
+// one is receive for a single message, whatever s is used to.
+func (r *reader) one(s *Socket) unix.Errno {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.fd < 0 {
+		return unix.EAGAIN
+	}
+	return r.fill(s, 1, receiveBuffer)
+}
+
+// fill takes up to depth messages of s, whose lock is held.
+func (r *reader) fill(s *Socket, depth, slot int) (e unix.Errno) {
+	r.arrange(depth, slot)
+	if r.used, e = recvmmsg(s.fd, r.hdrs[:depth]); e != 0 {
+		r.used = 0
+	}
+	return e
 }
 
 // message returns what came in slot i, in one piece.

@@ -120,7 +120,11 @@ func (s *fakeStream) Abort() {
 func (s *fakeStream) OnReset(fn func()) {
 	s.mu.Lock()
 	s.onReset = fn
+	broken := s.broken
 	s.mu.Unlock()
+	if broken {
+		fn()
+	}
 }
 
 // reset breaks the stream, as a RST from the container does.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,12 +64,16 @@ func TCP(stream Stream, host *net.TCPConn, counts Counts) {
 	// A loop that waits for the host socket does not look at the stream.
 	stream.OnReset(func() { _ = host.SetDeadline(past) })
 	var inward sync.WaitGroup
-	var outwardEnded atomic.Bool
+	var outwardEnded, streamReset atomic.Bool
 	inward.Add(1)
 	go func() {
 		defer inward.Done()
 		in := inbound{stream: stream, host: newHostReader(raw), count: counts.In}
 		err := in.run()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			streamReset.Store(true) // the outward loop may still have what came before
+			return
+		}
 		if err != nil || wasReset(raw) && !outwardEnded.Load() {
 			reset(stream, host)
 			return
@@ -84,6 +89,9 @@ func TCP(stream Stream, host *net.TCPConn, counts Counts) {
 		_ = host.CloseWrite()  // an error means that the inward loop sees a reset
 	}
 	inward.Wait()
+	if streamReset.Load() {
+		reset(stream, host)
+	}
 }
 
 // past is a deadline that has always expired.
@@ -91,9 +99,9 @@ var past = time.Unix(1, 0)
 
 // reset ends both directions hard: the host's peer and the container get RST.
 func reset(stream Stream, host *net.TCPConn) {
-	stream.Abort()
 	_ = host.SetLinger(0)
 	_ = host.Close()
+	stream.Abort() // last: to the other loop it may look like an end of stream
 }
 
 // maxPieces is how many pieces one writev takes. A piece is at least a segment's
@@ -114,6 +122,9 @@ func (o *outbound) run() error {
 		switch {
 		case len(bufs) > 0:
 			n, err := o.host.write(bufs)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				n, err = o.host.writeNow(bufs)
+			}
 			if n > 0 {
 				o.count.Add(uint64(n))
 				o.stream.Consume(n)
@@ -130,6 +141,27 @@ func (o *outbound) run() error {
 			<-o.stream.Readable()
 		}
 	}
+}
+
+// writeNow writes what the socket has room for, if any, whatever its deadline: a
+// stream that was reset may still have bytes that came before that, and the kernel
+// shows these to a reader before the reset.
+func (w *hostWriter) writeNow(bufs [][]byte) (n int, err error) {
+	err = w.raw.Control(func(fd uintptr) {
+		for _, b := range bufs {
+			sent, errno := send(int32(fd), b, 0)
+			if errno == 0 {
+				n += sent
+			}
+			if errno != 0 || sent < len(b) {
+				return
+			}
+		}
+	})
+	if n == 0 && err == nil {
+		err = os.ErrDeadlineExceeded
+	}
+	return n, err
 }
 
 // inbound moves bytes from the host to the stream.

@@ -267,6 +267,22 @@ func settle(t *testing.T, count func() uint64) {
 	})
 }
 
+// What came before a reset is delivered before it, as one kernel's reader sees it.
+func TestContainerResetsBehindBytes(t *testing.T) {
+	s := newFake()
+	s.deliver([]byte("g"), []byte("o"))
+	s.reset()
+	r := start(t, s)
+	got, err := io.ReadAll(r.server)
+	if string(got) != "go" || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the server sees %q and %v, want a reset behind the bytes", got, err)
+	}
+	r.wait(t)
+	if s.closedWrite.Load() {
+		t.Error("a reset stream was given an end of stream")
+	}
+}
+
 // A container that does not read stops the server; nothing piles up here.
 func TestSlowContainerHoldsTheServerUp(t *testing.T) {
 	stacktest.NoLeaks(t)

@@ -44,15 +44,19 @@
 // # What is installed
 //
 // An nf_tables table, here for IPv4 alone, with M for rtnl.PublishedMask and X for
-// rtnl.ExpressMark, P for rtnl.PublishedMark; C is the container's address:
+// rtnl.ExpressMark, P for rtnl.PublishedMark, U for universalMark; C is the container's
+// address:
 //
 //	table inet postern {
 //	  chain raw { type filter hook output priority raw
 //	    0  meta mark & M == P : notrack
 //	  }
 //	  chain out { type route hook output priority mangle
-//	    1  meta mark & M == X : ct mark = X, accept
+//	    1  meta mark & M == X, ct mark & M == X : accept
+//	       meta mark & M == X, tcp, ct mark & M == U : drop
+//	       meta mark & M == X : ct mark = X, accept
 //	    2  ct mark & M == X, a TCP SYN : ct mark = 0
+//	       ct mark & M == U, a TCP SYN : ct mark = 0
 //	    3  ct mark & M == X : meta mark = X
 //	  }
 //	  chain in { type filter hook prerouting priority mangle
@@ -61,6 +65,7 @@
 //	    5  iifname tap0, saddr C, pkttype host, udp : tproxy to 127.0.0.1:61051, ct mark = X, meta mark = X, accept
 //	    6  meta mark & M == X, iifname lo, saddr C, udp : tproxy to 127.0.0.1:61051, accept
 //	    7  iifname tap0, saddr C, pkttype host : drop
+//	       iifname tap0, tcp, ct mark & M == X : ct mark = U
 //	  }
 //	  chain source { type nat hook postrouting priority srcnat - 1
 //	    8  oifname tap0, saddr C : snat to saddr
@@ -84,7 +89,9 @@
 //     their rate. Whatever else goes by lo is tracked, because rules of others may want it.
 //   - 1: a flow is on the path once our side has said something. Were the mark set by
 //     the SYN (4), a flow that a firewall then keeps from us would be lost for the
-//     universal path too.
+//     universal path too. One whose client does not get what we say, because lo is down
+//     or a firewall there, goes the universal way at last: netstack's answer, behind 7,
+//     marks it as such, and the SYN-ACK that our listener repeats must not undo that.
 //   - 2: a connection begins with a question to the engine, also when the four-tuple is
 //     that of an older one that connection tracking still remembers: after a reset by the
 //     remote it keeps the entry, mark and all. Otherwise the SYN, and what follows if the

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/postern-net/postern/userns/internal/usertest"
 )
 
 // A client takes its port again right after the close by either side.
@@ -141,6 +143,39 @@ func TestBackToTheUniversalWay(t *testing.T) {
 			w.forget()
 		}
 	})
+}
+
+// What our listener says may not arrive, on an interface that is down or by rules of
+// others. Then the universal path answers the client, whose packets follow that, although
+// the listener goes on to repeat its SYN-ACK (after 1, 3, 7 seconds).
+func TestTakenOver(t *testing.T) {
+	needs(t, "nft", "ip")
+	usertest.AsUser(t)
+	for _, damage := range []string{"ip link set lo down", "nft add table ip evil; nft add chain ip evil i '{ type filter hook input priority 0; }'; nft add rule ip evil i iif lo drop"} {
+		t.Run(damage, func(t *testing.T) {
+			w := newWorld(t, endpoints[1])
+			w.express(t)
+			w.in(t, damage)
+			c := w.connect(t, netip.AddrPort{}, remote4)
+			check(t, unix.SetsockoptInt(c, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1))
+			syn := w.await(t, remote4, 1)
+			w.writeBack(t, syn)
+			if ready(c, unix.POLLOUT, 0) {
+				t.Fatal("connected")
+			}
+			w.answerSYN(t, syn)
+			if !ready(c, unix.POLLOUT, patience) {
+				t.Fatal("not connected")
+			}
+			for end := time.Now().Add(1600 * time.Millisecond); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
+				w.forget()
+				if _, err := unix.Write(c, []byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				w.await(t, remote4, 1)
+			}
+		})
+	}
 }
 
 // A closed UDP socket of the container's tells ours, in here.

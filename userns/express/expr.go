@@ -88,12 +88,13 @@ func metaWord(key expr.MetaKey, v uint32) exprs {
 // flags are in the header's 14th byte).
 func bareSYN() exprs {
 	const fin, syn, rst, ack = 1, 2, 4, 16
-	return concat(metaIs(expr.MetaKeyL4PROTO, unix.IPPROTO_TCP), exprs{
+	return concat(isTCP(), exprs{
 		&expr.Payload{DestRegister: regA, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
 		masked([]byte{fin | syn | rst | ack}, []byte{0}), equal(syn),
 	})
 }
 
+func isTCP() exprs { return metaIs(expr.MetaKeyL4PROTO, unix.IPPROTO_TCP) }
 func isUDP() exprs { return metaIs(expr.MetaKeyL4PROTO, unix.IPPROTO_UDP) }
 
 // comesBy matches packets by the interface they came in by, leavesBy by that which they

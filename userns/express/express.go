@@ -150,11 +150,16 @@ func (p *Path) putUp() (failed uint8, err error) {
 	return 0, nil
 }
 
-// Repair puts back what somebody has removed or changed; the sockets stay. It does no
-// harm where nothing is amiss.
+// Repair puts back what somebody has removed or changed; the sockets stay, and whoever
+// has duplicates of them need not be told. It does no harm where nothing is amiss.
 func (p *Path) Repair() error {
 	if p.nft == nil {
 		return fmt.Errorf("express path: %w", os.ErrClosed)
+	}
+	for _, f := range []*os.File{p.TCP4, p.TCP6} {
+		if err := revive(f); err != nil {
+			return fmt.Errorf("express path: put a listener back: %w", err)
+		}
 	}
 	if _, err := p.putUp(); err != nil {
 		return fmt.Errorf("express path: put it back: %w", err)

@@ -71,7 +71,7 @@ func head(dump string) string {
 
 // What the container's root can destroy, Repair puts back; the table he cannot.
 func TestRepair(t *testing.T) {
-	needs(t, "nft", "ip")
+	needs(t, "nft", "ip", "ss")
 	usertest.AsUser(t)
 	w := newWorld(t, endpoints[1])
 	w.express(t)
@@ -80,6 +80,7 @@ func TestRepair(t *testing.T) {
 		"nft flush ruleset", "nft delete table inet postern 2>/dev/null || true",
 		"ip rule del pref 51", "ip -6 rule del pref 51", "ip route flush table 20561; ip -6 route flush table 20561",
 		"ip route replace unreachable default table 20561", "echo 0 >/proc/sys/net/ipv4/conf/tap0/accept_local",
+		"ss -K state listening >/dev/null",
 		"ip link set lo down", "ip link set lo down; ip -6 rule del pref 51; ip rule del pref 51; nft flush ruleset",
 	} {
 		t.Run(damage, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -108,6 +109,40 @@ func listen(fd int) error {
 	}
 	unix.SetsockoptString(fd, unix.SOL_TCP, unix.TCP_CONGESTION, congestion) // only for speed
 	return unix.Listen(fd, backlog)
+}
+
+// revive makes a listener listen again whose socket somebody has killed (ss -K,
+// sock_diag's SOCK_DESTROY). The kernel leaves it its address, because that was asked
+// for by bind. nil is no listener.
+func revive(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := rc.Control(func(fd uintptr) { err = reviveFD(int(fd)) })
+	if err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func reviveFD(fd int) error {
+	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on != 0 {
+		return err
+	}
+	// A killed socket is shut down in both directions, which the connections that it
+	// accepts would inherit; disconnecting it ends that (tcp_disconnect in
+	// net/ipv4/tcp.c). The raw call, because package unix has no AF_UNSPEC.
+	var none unix.RawSockaddr
+	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none))
+	if errno != 0 {
+		return os.NewSyscallError("connect", errno)
+	}
+	_, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR) // takes the killing's error away
+	return os.NewSyscallError("listen", unix.Listen(fd, backlog))
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {

@@ -57,9 +57,15 @@ func rules(iface string, families []family) []nftRule {
 		{chainRaw, "clients of published ports, and answers to them",
 			concat(packetMark.is(rtnl.PublishedMark), exprs{&expr.Notrack{}}), 0},
 		{chainOut, "our sockets' flows stay in here",
+			concat(packetMark.ours(), flowMark.ours(), accept), 0},
+		{chainOut, "a listener repeats what netstack has answered",
+			concat(packetMark.ours(), isTCP(), flowMark.is(rtnl.UniversalMark), drop), 0},
+		{chainOut, "our sockets' flows begin",
 			concat(packetMark.ours(), flowMark.set(), accept), 0},
 		{chainOut, "a connection that begins asks the engine anew",
 			concat(flowMark.ours(), bareSYN(), flowMark.clear()), 0},
+		{chainOut, "one that netstack had too",
+			concat(flowMark.is(rtnl.UniversalMark), bareSYN(), flowMark.clear()), 0},
 		{chainOut, "the container's side of such a flow goes to lo",
 			concat(flowMark.ours(), packetMark.set()), 0},
 	}
@@ -68,7 +74,9 @@ func rules(iface string, families []family) []nftRule {
 	for _, f := range families {
 		list = append(list, f.rules(iface)...)
 	}
-	return list
+	// What the container's address sends is dealt with above, so this is netstack's.
+	return append(list, nftRule{chainIn, "a connection that the universal path has taken over",
+		concat(comesBy(iface), isTCP(), flowMark.ours(), flowMark.put(rtnl.UniversalMark)), 0})
 }
 
 // loopback is the index of lo in every network namespace (LOOPBACK_IFINDEX, net/flow.h).
@@ -252,11 +260,11 @@ func newRule(r nftRule) (rtnl.Request, error) {
 // op names the parts of nf_tables that the rule needs, since what the kernel says
 // about one that it lacks is ENOENT.
 func (r nftRule) op() string {
-	switch r.chain.name {
-	case chainOut.name, chainRaw.name:
-		return "add a rule with connection tracking (nft_ct)"
-	case chainNAT.name:
+	switch {
+	case r.chain.name == chainNAT.name:
 		return opNAT
+	case r.family == 0:
+		return "add a rule with connection tracking (nft_ct)"
 	}
 	return tproxyOp(r.family)
 }

@@ -349,7 +349,11 @@ func (w *world) in(t testing.TB, script string) string {
 func needs(t *testing.T, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
-		if _, err := os.Stat("/usr/sbin/" + p); err != nil {
+		_, err := os.Stat("/usr/sbin/" + p)
+		if err != nil {
+			_, err = os.Stat("/usr/bin/" + p)
+		}
+		if err != nil {
 			usertest.Missing(t, "needs %s: %v", p, err)
 		}
 	}

@@ -28,7 +28,10 @@ const (
 	// tracking's mark) and from there on what the container sends on them; one number
 	// is enough, since the two directions differ by their addresses.
 	ExpressMark = 0x1051
-	LastMark    = 0x105f
+	// UniversalMark is on TCP flows that netstack answers although a listener of the
+	// express path did, but was not heard.
+	UniversalMark = 0x1052
+	LastMark      = 0x105f
 	// PublishedMask is the bits that are compared: none that somebody else is
 	// known to set on top.
 	PublishedMask = 0x10ff

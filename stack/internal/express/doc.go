@@ -66,7 +66,8 @@
 // A client that has a SYN written back but does not get connected waits for pairTimeout,
 // then netstack gets its SYN. After maxFailures of these in a row the path rests, for
 // longer each time (see health), Lost is called, and one line is logged. A client that
-// is connected but not to us, because somebody else accepts from the listener, fails.
+// is connected but not to us, because somebody else accepts from the listener, or
+// because what it sends does not get there, fails; that is a failure of the path too.
 //
 // # Limits
 //

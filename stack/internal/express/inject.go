@@ -41,7 +41,11 @@ func (c *conn) unanswered() {
 		c.out.unhealthy()
 		c.drop()
 	default:
+		// It was there just before the SYN was written back. Either it has given up in
+		// this moment, or it was connected and what it sent went by the device instead of
+		// lo, where netstack, which knows nothing of the connection, has reset it.
 		c.out.count(flow.TCPExpressAbandoned)
+		c.out.unhealthy()
 		c.drop()
 	}
 }

@@ -83,6 +83,9 @@ func (s *Stream) Peek(bufs [][]byte) ([][]byte, error) {
 	case nil, *tcpip.ErrWouldBlock, *tcpip.ErrBadBuffer:
 		return nil, nil
 	case *tcpip.ErrClosedForReceive:
+		if s.wasReset() {
+			return nil, streamError(&tcpip.ErrConnectionReset{})
+		}
 		return nil, io.EOF
 	}
 	return nil, streamError(err)

@@ -37,11 +37,19 @@
 //
 // Which flow moves is decided by counting both directions (see busy). If the container's
 // datagram decides, it is written back to the container: its kernel hands it to the new
-// socket and remembers the flow. If one from outside decides, it is sent by the socket,
-// which has the same effect. What had left by the device before still arrives there and
-// goes the universal way; it may be overtaken. Mapping, filter and guard are those of
-// the universal path, as are the limits, the counters and what becomes of errors: the
-// host's are told by the device, the container's concern nobody.
+// socket and remembers the flow. If one from outside decides, and the container has been
+// silent, it is sent by the socket, which has the same effect. Mapping, filter and guard
+// are those of the universal path, as are the limits, the counters and what becomes of
+// errors: the host's are told by the device, the container's concern nobody.
+//
+// Order. When a datagram k is written back, k+1 to k+n may have left by the device
+// already, and what follows goes to the pair's socket, which another goroutine empties.
+// So the reader takes k from the socket at once and sends it, then k+1 to k+n as they
+// come; until it has run dry, what follows is kept back (see sequence). On the way in
+// one goroutine decides for each datagram, and the kernel delivers either way within the
+// call. A datagram can be overtaken only by one that is sent while the kernel has it
+// between our rules and the device's queue; or when a pair is closed although it is
+// busy, because descriptors have run out.
 //
 // A pair ends after pairIdle, with its mapping, or when there are too many and it was
 // not used for longest. Its socket is parted from the container first, then emptied,

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,7 +58,8 @@ func (e *Express) abandon() {
 }
 
 // express is the part of a Table that moves flows over to sockets of the container's
-// namespace. No lock is held while another is taken, but drain, which is outermost.
+// namespace. No lock is held while another is taken, but drain, which is outermost,
+// and a pair's own.
 type express struct {
 	t      *Table
 	cfg    Express
@@ -65,9 +67,14 @@ type express struct {
 	catch  map[bool]*hostsock.Socket // by whether it is IPv6's
 	limit  int
 
-	out  hostsock.Writer // used by poller's goroutine only
-	late outlet          // the same
-	in   hostsock.Writer // used by Table.poller's goroutine only
+	out    hostsock.Writer  // used by poller's goroutine only
+	late   outlet           // the same
+	behind hostsock.Drainer // the same, for what is older than a pair
+	in     hostsock.Writer  // used by Table.poller's goroutine only
+
+	first  hostsock.Drainer // used by the reader only
+	moving []*pair          // the same: those that may keep messages back, oldest first
+	kept   atomic.Int64     // what those keep, all together, in bytes
 
 	drain    sync.Mutex // guards the two below
 	drainer  hostsock.Drainer
@@ -170,7 +177,8 @@ func kindOf(a netip.Addr) handoff.SocketKind {
 }
 
 // open gives the flow from m to a remote its pair, or returns nil. It does not wait.
-func (x *express) open(m *mapping, to netip.AddrPort) *pair {
+// Unless the reader is to turn a datagram next, the pair is in use at once.
+func (x *express) open(m *mapping, to netip.AddrPort, turn bool) *pair {
 	counters := &x.t.cfg.Flows.Counters
 	if x.cfg.Own != nil && !x.cfg.Own(m.from, to) {
 		counters.Inc(flow.UDPExpressForeign)
@@ -197,8 +205,15 @@ func (x *express) open(m *mapping, to netip.AddrPort) *pair {
 	}
 	p := &pair{x: x, m: m, to: to, sock: s}
 	p.used.Store(int64(x.t.age()))
-	if err := x.poller.Add(s, p); err != nil || !x.enter(p) {
+	if !turn {
+		p.inUse()
+	}
+	if !x.enter(p) {
 		s.Close()
+		return nil
+	}
+	if !turn && !p.watch() {
+		x.end(p)
 		return nil
 	}
 	m.sock.Enlarge()

@@ -62,15 +62,23 @@ func TestFlowMovesOverWhenTheContainerKeepsTalking(t *testing.T) {
 
 func TestFlowMovesOverWhenTheOutsideKeepsTalking(t *testing.T) {
 	families(t, func(t *testing.T, client netip.AddrPort, outside []netip.Addr) {
-		tb, c, _, a, s := talking(t, outside, client, nil)
+		tb, c, in, a, s := talking(t, outside, client, nil)
 		a.say(tb, s[0].addr, "begin")
 		_, mapped := s[0].read(t)
+		for range 2 * busy { // the container has only just said something
+			s[0].write(t, []byte("early"), mapped)
+		}
+		eventually(t, "bytes", func() bool { return tb.cfg.Flows.Flows()[0].BytesIn.Load() == 2*busy*5 })
+		if n := count(tb, flow.UDPExpressFlows); n != 0 {
+			t.Fatalf("%d flows moved over while something may be in the device", n)
+		}
+		in.later(window)
 		for i := range 100 {
 			s[0].write(t, []byte(fmt.Sprint(i)), mapped)
 		}
 		eventually(t, "flow on the express path", func() bool { return count(tb, flow.UDPExpressFlows) == 1 })
-		eventually(t, "bytes", func() bool { return tb.cfg.Flows.Flows()[0].BytesIn.Load() == 190 })
-		got := 0
+		eventually(t, "bytes", func() bool { return tb.cfg.Flows.Flows()[0].BytesIn.Load() == 2*busy*5+190 })
+		got := -2 * busy
 		for _, arr := range c.received(t, 1) {
 			got += hostsock.Packet{Payload: arr.payload, Segment: arr.segment}.Datagrams()
 		}

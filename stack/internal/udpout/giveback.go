@@ -52,19 +52,20 @@ func (x *express) giveBack(p *pair) {
 	}
 }
 
-// end closes a pair, and reports false if somebody else does. First the socket is
-// parted, so that from now on the container's datagrams go to the socket for strays;
-// then it gives away what it has.
+// end closes a pair, and reports false if somebody else does. What is kept back goes
+// first. Then the socket is parted, so that from now on the container's datagrams go to
+// the socket for strays, and gives away what it has.
 func (x *express) end(p *pair) bool {
 	if !x.leave(p) {
 		return false
 	}
 	p.m.leave(p)
+	x.drain.Lock()
+	p.finish(&x.drainOut)
 	if p.sock.Part() == nil {
-		x.drain.Lock()
 		x.drainer.Drain(p.sock, rest{p})
-		x.drain.Unlock()
 	}
+	x.drain.Unlock()
 	p.sock.Close()
 	return true
 }
@@ -74,6 +75,7 @@ func (x *express) end(p *pair) bool {
 func (x *express) endAll(m *mapping) {
 	for _, p := range m.endLane() {
 		if x.leave(p) {
+			p.finish(nil)
 			p.sock.Close()
 		}
 	}

@@ -17,10 +17,21 @@ const defaultTTL = 64
 
 // Handle sends a datagram of the container, now or with the next Flush. It never
 // waits. Only one goroutine may call it and Flush.
-func (t *Table) Handle(d Datagram) { t.reader.handle(d) }
+func (t *Table) Handle(d Datagram) {
+	t.reader.handle(d)
+	if t.express != nil && t.express.overdue() {
+		t.Flush()
+	}
+}
 
-// Flush sends what Handle has collected. The reader calls it before it waits.
-func (t *Table) Flush() { t.reader.flush() }
+// Flush sends what Handle has collected. The reader calls it when it has run dry,
+// before it waits.
+func (t *Table) Flush() {
+	t.reader.flush()
+	if t.express != nil {
+		t.express.ranDry()
+	}
+}
 
 // outlet is the universal way out of one goroutine.
 type outlet struct {

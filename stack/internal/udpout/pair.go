@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/postern-net/postern/proto/icmp"
 	"github.com/postern-net/postern/stack/guard"
 	"github.com/postern-net/postern/stack/hostsock"
@@ -24,10 +26,15 @@ type pair struct {
 
 	used atomic.Int64 // age of the last use in nanoseconds
 
-	// arrived says that something came from the container since turned, the age at
-	// which a datagram was last written back; used by the reader only, 0 for never.
-	arrived atomic.Bool
+	// turned is the age at which a datagram was last written back, which written says,
+	// or something sent to the container first; 0 for never. Both are the reader's.
+	// arrived says that something came from the container since.
 	turned  time.Duration
+	written bool
+	arrived atomic.Bool
+
+	marked atomic.Bool // the container's kernel has been told: what is for it may go this way
+	sequence
 }
 
 var _ hostsock.Handler = (*pair)(nil)
@@ -87,11 +94,12 @@ func (m *mapping) endLane() (ps []*pair) {
 // takes is asked about a datagram that the container has sent by the universal path
 // and reports whether it was written back to the container, for its pair.
 func (x *express) takes(m *mapping, d *Datagram) bool {
+	whole := len(d.Packet.Bytes) > 0 // a stray's is not there, and its flow is known to the kernel
 	p := m.pair(d.To)
 	if p == nil && x.talked(m, d.To, d.count()) {
-		p = x.open(m, d.To)
+		p = x.open(m, d.To, whole)
 	}
-	return p != nil && p.turn(d)
+	return p != nil && whole && p.turn(d)
 }
 
 // patience is how long datagrams of a flow that has moved over may still come by the
@@ -99,29 +107,29 @@ func (x *express) takes(m *mapping, d *Datagram) bool {
 const patience = 100 * time.Millisecond
 
 // turn writes a datagram back to the container, whose kernel is to hand it to the
-// pair and to remember that. It is called by the reader; the socket for strays has
-// nothing to be written back, and need not: the kernel remembers.
+// pair and to remember that. It is called by the reader.
 func (p *pair) turn(d *Datagram) bool {
-	if len(d.Packet.Bytes) == 0 {
-		return false
-	}
 	age := p.x.t.age()
 	if p.turned != 0 && age-p.turned < patience {
 		return false
 	}
-	if p.turned != 0 && !p.arrived.Load() {
+	if p.written && !p.arrived.Load() {
 		p.x.end(p)
 		p.x.rest(p.m, p.to, missedRest)
 		p.x.missed()
 		return false
 	}
-	p.turned = max(age, 1)
+	first := p.turned == 0
+	p.turned, p.written = max(age, 1), true
 	p.arrived.Store(false)
 	if err := p.x.cfg.Reinject(d.Packet); err != nil {
 		p.x.failed(err)
 		p.x.end(p)
 		p.x.rest(p.m, p.to, failedRest)
 		return false
+	}
+	if first {
+		p.begin(d.count())
 	}
 	return true
 }
@@ -131,14 +139,14 @@ func (p *pair) turn(d *Datagram) bool {
 func (x *express) passes(m *mapping, from netip.AddrPort, msg hostsock.Message) bool {
 	packet := hostsock.Packet{Payload: msg.Payload, Segment: msg.Segment}
 	p := m.pair(from)
-	if p == nil && x.talked(m, from, packet.Datagrams()) {
-		p = x.open(m, from)
+	if p == nil && x.answers(m, from, packet.Datagrams()) {
+		p = x.open(m, from, false)
 	}
-	if p == nil {
+	if p == nil || !p.marked.Load() {
 		return false
 	}
 	n, err := x.in.Send(p.sock, packet)
-	if errors.Is(err, os.ErrClosed) {
+	if errors.Is(err, os.ErrClosed) || errors.Is(err, unix.EDESTADDRREQ) { // it ends, see Part
 		return false
 	}
 	p.used.Store(m.lastUsed.Load())
@@ -150,11 +158,17 @@ func (x *express) passes(m *mapping, from netip.AddrPort, msg hostsock.Message) 
 
 // Receive implements hostsock.Handler: it sends on what the container sent.
 func (p *pair) Receive(msg hostsock.Message) {
+	p.arrive()
+	if !p.keeps(msg) {
+		p.send(&p.x.out, msg)
+	}
+}
+
+func (p *pair) arrive() {
 	if !p.arrived.Load() {
 		p.arrived.Store(true)
 		p.x.answered()
 	}
-	p.send(&p.x.out, msg)
 }
 
 // Report implements hostsock.Handler. The socket has no error queue: a port of the

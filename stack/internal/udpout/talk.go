@@ -21,7 +21,7 @@ const (
 
 	// missingRest is how long a flow waits for another attempt when no socket was in
 	// stock: a visit to the namespace takes milliseconds.
-	missingRest = 100 * time.Millisecond
+	missingRest = 20 * time.Millisecond
 	// fullRest is the same when all pairs are in use.
 	fullRest = window
 	// failedRest is the same when the socket could not be bound: what is in the way
@@ -69,19 +69,36 @@ type talkKey struct{ from, to netip.AddrPort }
 // moved over. The times are ages of the table.
 type talk struct {
 	since, until time.Duration
+	said         time.Duration // when the container's last datagram came, 0 for never
 	n            int
 }
 
 // talked counts n datagrams of a flow and reports whether it is to move over now.
 // Whoever is told so tries; nobody else does meanwhile.
 func (x *express) talked(m *mapping, to netip.AddrPort, n int) bool {
-	return x.count(m, to, n, true)
+	return x.count(m, to, n, question)
 }
 
 // heard counts n datagrams of a flow that cannot move over with these.
-func (x *express) heard(m *mapping, to netip.AddrPort, n int) { x.count(m, to, n, false) }
+func (x *express) heard(m *mapping, to netip.AddrPort, n int) { x.count(m, to, n, past) }
 
-func (x *express) count(m *mapping, to netip.AddrPort, n int, movable bool) (due bool) {
+// answers is talked for what came from outside. While the container talks, too, the
+// flow moves over with a datagram of its own: only the reader knows what of it is
+// still in the device.
+func (x *express) answers(m *mapping, from netip.AddrPort, n int) bool {
+	return x.count(m, from, n, answer)
+}
+
+// kind is what datagrams are counted as.
+type kind int
+
+const (
+	question kind = iota // the container's, which may move over
+	past                 // the container's, already dealt with
+	answer               // from outside
+)
+
+func (x *express) count(m *mapping, to netip.AddrPort, n int, what kind) (due bool) {
 	if !x.serves(m.from.Addr()) {
 		return false
 	}
@@ -90,13 +107,20 @@ func (x *express) count(m *mapping, to netip.AddrPort, n int, movable bool) (due
 	defer x.mu.Unlock()
 	k := talkKey{m.from, to}
 	e, known := x.talks[k]
+	if what != answer {
+		e.said = max(age, 1)
+	}
 	if age < e.until || age < x.resume {
+		if known {
+			x.talks[k] = e
+		}
 		return false
 	}
 	if age-e.since >= window {
 		e.since, e.n = age, 0
 	}
 	e.n += n
+	movable := what == question || what == answer && (e.said == 0 || age-e.said >= patience)
 	if due = movable && e.n >= enough(to); due {
 		e.n, e.until = 0, age+missingRest
 	}
@@ -121,7 +145,7 @@ func enough(to netip.AddrPort) int {
 func (x *express) pruneLocked(age time.Duration) {
 	x.pruned = age
 	for k, e := range x.talks {
-		if age-e.since >= window && age >= e.until {
+		if age-max(e.since, e.said) >= window && age >= e.until {
 			delete(x.talks, k)
 		}
 	}

@@ -24,7 +24,9 @@ type fakeSource struct {
 	err    error
 }
 
-func (f *fakeSource) Info(context.Context) (Info, error) { return Info{Info: f.info, TCP: TCP{Path: "express"}}, f.err }
+func (f *fakeSource) Info(context.Context) (Info, error) {
+	return Info{Info: f.info, TCP: TCP{Path: "express"}}, f.err
+}
 func (f *fakeSource) Status(context.Context) (Status, error) { return f.status, f.err }
 
 func listen(t *testing.T, src Source) (path string) {

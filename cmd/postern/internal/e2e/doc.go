@@ -20,6 +20,10 @@
 //	POSTERN_E2E_LARGE=1 go test -v -run TestTransfer ./cmd/postern/internal/e2e   1 GiB transfers
 //	POSTERN_E2E_LARGE=1 go test -v -run TestPublished -timeout 30m ./cmd/postern/internal/e2e
 //	    published ports: 16,000 idle connections, 100,000 in a row, 10 minutes of wrk
+//	POSTERN_E2E_LARGE=1 go test -v -run 'TestTruth|TestExpress' -timeout 30m ./cmd/postern/internal/e2e
+//	    the express path: an idle minute, 20,000 connects, more datagrams
+//	POSTERN_E2E_LARGE=1 go test -v -run TestBundleStory -timeout 30m ./cmd/postern/internal/e2e
+//	    bundles: 100 reruns with each runtime
 //	POSTERN_E2E_RACE=1  go test ./cmd/postern/internal/e2e                 program with race detector
 //	POSTERN_E2E_PROGRAM=FILE go test ./cmd/postern/internal/e2e            program that exists
 package e2e

@@ -20,8 +20,6 @@ type attack struct {
 	// broken says that connections may fail until then: what it takes is his loopback,
 	// or every packet of theirs.
 	broken bool
-	// lasting says that it cannot be undone: TCP goes the universal way from now on.
-	lasting bool
 	// lacking says that nothing can go express until then, but everything the other way.
 	lacking bool
 }
@@ -32,11 +30,11 @@ var attacks = []attack{
 	{name: "delete rules", lines: "ip rule del priority 51; ip -6 rule del priority 51; true"},
 	{name: "flush routes", lines: "ip route flush table 20561; ip -6 route flush table 20561; true"},
 	{name: "reverse path filter", lines: "for i in all tap0 lo; do echo 1 >/proc/sys/net/ipv4/conf/$i/rp_filter; echo 0 >/proc/sys/net/ipv4/conf/$i/accept_local; done"},
-	{name: "kill listeners", lacking: true, lasting: true, lines: "ss -K state listening"}, // ss(8): kills sockets
-	{name: "loopback down", lines: "ip link set lo down", undo: "ip link set lo up", broken: true},
+	{name: "kill listeners", lacking: true, lines: "ss -K state listening"}, // ss(8): kills sockets
+	{name: "loopback down", lines: "ip link set lo down", undo: "ip link set lo up", lacking: true},
 	{name: "marks cleared", undo: "nft delete table inet evil", broken: true, lines: "nft add table inet evil; nft add chain inet evil o '{ type route hook output priority -140; }';" +
 		"nft add rule inet evil o meta l4proto tcp meta mark set 0"},
-	{name: "loopback dropped", undo: "nft delete table inet evil", broken: true, lines: "nft add table inet evil; nft add chain inet evil i '{ type filter hook input priority 0; }';" +
+	{name: "loopback dropped", undo: "nft delete table inet evil", lacking: true, lines: "nft add table inet evil; nft add chain inet evil i '{ type filter hook input priority 0; }';" +
 		"nft add rule inet evil i iif lo meta l4proto tcp drop"},
 	{name: "conntrack bypassed", undo: "nft delete table inet evil", broken: true, lines: "nft add table inet evil; nft add chain inet evil o '{ type filter hook output priority -300; }';" +
 		"nft add chain inet evil p '{ type filter hook prerouting priority -300; }'; nft add rule inet evil o notrack; nft add rule inet evil p notrack"},
@@ -110,9 +108,7 @@ func (a attack) attempt(t *testing.T, i *inst) error {
 	}
 	survivors := old.end(t)
 	start := time.Now()
-	if !a.lasting {
-		i.awaitExpress(t)
-	}
+	i.awaitExpress(t)
 	s := i.express(t)
 	t.Logf("%s: slowest of 4 connects %v, express again after %v; old connections: %s; said %d lines; %s", a.name, slowest.Round(time.Millisecond),
 		time.Since(start).Round(time.Millisecond), survivors, strings.Count(i.stderr.String(), "\n"), about(s.Counters, "express"))

@@ -52,6 +52,12 @@ func exchange(c net.Conn, from, to int) (lost int, err error) {
 	in := make([]byte, 64<<10)
 	next, underWay := from, 0 // next to send; bytes under way
 	for wanted := from; wanted < to; wanted++ {
+		// The first is alone: what kernels keep back until a neighbour is known is
+		// overtaken by what follows, on any network (arp(7), unres_qlen).
+		window := window
+		if wanted == from {
+			window = 1
+		}
 		for next < to && next-wanted < window && (underWay == 0 || underWay+len(datagram(next)) < bytesUnderWay) {
 			if _, err := c.Write(datagram(next)); err != nil {
 				return lost, fmt.Errorf("send datagram %d: %w", next, err)
