@@ -28,12 +28,12 @@ const (
 	// stream is how many messages of one turn say that more are on their way.
 	stream = 4
 	// gather is how long the goroutine then lets them come: with the kernel's timer
-	// slack some 100 µs, in which a receive buffer of the default size does not fill up
-	// (180 datagrams of 1,400 bytes). Without it a sender on another processor is
-	// followed datagram by datagram, which costs half as much again for each. It is what
-	// a network card's interrupt moderation does. Whoever waits for an answer before
-	// going on sends less at a time and is not held up.
-	gather = 50 * time.Microsecond
+	// slack some 150 µs, in which a receive buffer of the default size does not fill up
+	// (90 datagrams of 1,400 bytes at 300,000 a second are 300 µs). Without it a sender on
+	// another processor is followed datagram by datagram. It is what a network card's
+	// interrupt moderation does. Whoever waits for an answer before going on sends less
+	// at a time and is not held up. 100 instead of 50 µs: 2.87 and 2.66 Gbit/s sent.
+	gather = 100 * time.Microsecond
 )
 
 // Poller waits for many sockets. NewPoller starts its goroutine, Close ends it
@@ -41,6 +41,7 @@ const (
 type Poller struct {
 	epoll *os.File
 	raw   syscall.RawConn
+	wake  int           // an eventfd with the token 0, which asks run to end
 	done  chan struct{} // closed by run when it ends
 
 	mu      sync.Mutex // guards the fields below
@@ -59,18 +60,22 @@ func NewPoller() (*Poller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("poll host sockets: %w", os.NewSyscallError("epoll_create1", err))
 	}
-	// A non-blocking file is one that the runtime's poller takes.
-	if err := unix.SetNonblock(fd, true); err != nil {
-		_ = unix.Close(fd)
-		return nil, fmt.Errorf("poll host sockets: %w", os.NewSyscallError("fcntl", err))
-	}
 	p := &Poller{
 		epoll:   os.NewFile(uintptr(fd), "epoll"),
 		done:    make(chan struct{}),
 		entries: make(map[uint64]entry),
 	}
-	if p.raw, err = p.epoll.SyscallConn(); err != nil {
+	if p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		_ = p.epoll.Close()
+		return nil, fmt.Errorf("poll host sockets: %w", os.NewSyscallError("eventfd2", err))
+	}
+	p.raw, err = p.epoll.SyscallConn()
+	if err == nil {
+		err = os.NewSyscallError("epoll_ctl", unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, p.wake, &unix.EpollEvent{Events: unix.EPOLLIN}))
+	}
+	if err != nil {
+		_ = p.epoll.Close()
+		_ = unix.Close(p.wake)
 		return nil, fmt.Errorf("poll host sockets: %w", err)
 	}
 	go p.run()
@@ -116,9 +121,18 @@ func (p *Poller) remove(token uint64) {
 
 // Close ends the goroutine and waits for it. It does not close the sockets.
 func (p *Poller) Close() error {
-	err := p.epoll.Close()
+	p.mu.Lock()
+	wake := p.wake
+	p.wake = -1
+	p.mu.Unlock()
+	if wake < 0 {
+		<-p.done
+		return os.ErrClosed
+	}
+	_, _ = unix.Write(wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	<-p.done
-	return err
+	_ = unix.Close(wake)
+	return p.epoll.Close()
 }
 
 func (p *Poller) run() {
@@ -133,8 +147,12 @@ func (p *Poller) run() {
 		}
 		got, left := 0, false
 		for _, ev := range w.events[:n] {
+			token := uint64(uint32(ev.Fd)) | uint64(uint32(ev.Pad))<<32
+			if token == 0 {
+				return
+			}
 			p.mu.Lock()
-			e, ok := p.entries[uint64(uint32(ev.Fd))|uint64(uint32(ev.Pad))<<32]
+			e, ok := p.entries[token]
 			p.mu.Unlock()
 			if ok {
 				n, more := r.drain(e, ev.Events)
@@ -149,9 +167,10 @@ func (p *Poller) run() {
 	}
 }
 
-// wait blocks in the runtime's poller until a socket is ready.
+// wait blocks until a socket is ready. The thread blocks in epoll_wait(2) itself: by
+// the runtime's poller each wakeup goes through another thread.
 func (w *waiter) wait(raw syscall.RawConn) (int, error) {
-	err := raw.Read(w.ask)
+	err := raw.Control(w.ask)
 	if err == nil {
 		err = w.err
 	}
@@ -163,16 +182,14 @@ type waiter struct {
 	events [64]unix.EpollEvent
 	n      int
 	err    error
-	ask    func(fd uintptr) bool // look
+	ask    func(fd uintptr) // look
 }
 
-// look asks the epoll instance until it has nothing: the runtime learns of changes
-// only.
-func (w *waiter) look(fd uintptr) bool {
+// look asks the epoll instance.
+func (w *waiter) look(fd uintptr) {
 	for {
-		w.n, w.err = unix.EpollWait(int(fd), w.events[:], 0)
-		if w.err != unix.EINTR {
-			return w.n > 0 || w.err != nil
+		if w.n, w.err = unix.EpollWait(int(fd), w.events[:], -1); w.err != unix.EINTR {
+			return
 		}
 	}
 }

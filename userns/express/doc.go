@@ -44,7 +44,7 @@
 // # What is installed
 //
 // An nf_tables table, here for IPv4 alone, with M for rtnl.PublishedMask and X for
-// rtnl.ExpressMark, P for rtnl.PublishedMark, U for universalMark; C is the container's
+// rtnl.ExpressMark, P for rtnl.PublishedMark, U for rtnl.UniversalMark; C is the container's
 // address:
 //
 //	table inet postern {
@@ -52,6 +52,7 @@
 //	    0  meta mark & M == P : notrack
 //	  }
 //	  chain out { type route hook output priority mangle
+//	       ct mark & M == X, udp : meta mark = X, accept
 //	    1  meta mark & M == X, ct mark & M == X : accept
 //	       meta mark & M == X, tcp, ct mark & M == U : drop
 //	       meta mark & M == X : ct mark = X, accept
@@ -60,10 +61,10 @@
 //	    3  ct mark & M == X : meta mark = X
 //	  }
 //	  chain in { type filter hook prerouting priority mangle
-//	    -  iif lo, meta mark & M != X : accept
+//	    6  iif lo, meta mark & M == X, udp, saddr C : tproxy to 127.0.0.1:61051, accept
+//	       iif lo : accept
 //	    4  iifname tap0, saddr C, pkttype host, a TCP SYN : tproxy to 127.0.0.1:61051, meta mark = X, accept
 //	    5  iifname tap0, saddr C, pkttype host, udp : tproxy to 127.0.0.1:61051, ct mark = X, meta mark = X, accept
-//	    6  meta mark & M == X, iifname lo, saddr C, udp : tproxy to 127.0.0.1:61051, accept
 //	    7  iifname tap0, saddr C, pkttype host : drop
 //	       iifname tap0, tcp, ct mark & M == X : ct mark = U
 //	  }
@@ -87,6 +88,8 @@
 //   - 0: our table makes the kernel track connections in here. Published ones, whose both
 //     sides have their own mark, need that no more than before: it would cost a tenth of
 //     their rate. Whatever else goes by lo is tracked, because rules of others may want it.
+//   - Before 1: what each datagram meets, either way, as early as it can be; the same
+//     follows from 1 and 3.
 //   - 1: a flow is on the path once our side has said something. Were the mark set by
 //     the SYN (4), a flow that a firewall then keeps from us would be lost for the
 //     universal path too. One whose client does not get what we say, because lo is down

@@ -60,12 +60,6 @@ func (m mark) is(v uint32) exprs {
 	return exprs{m.load, masked(native(rtnl.PublishedMask), native(0)), equal(native(v)...)}
 }
 
-// foreign matches if another mark or none is there.
-func (m mark) foreign() exprs {
-	return exprs{m.load, masked(native(rtnl.PublishedMask), native(0)),
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: regA, Data: native(rtnl.ExpressMark)}}
-}
-
 // set puts the mark there, clear takes it away; other bits stay as they are.
 func (m mark) set() exprs   { return m.put(rtnl.ExpressMark) }
 func (m mark) clear() exprs { return m.put(0) }
@@ -79,9 +73,10 @@ func metaIs(key expr.MetaKey, v byte) exprs {
 	return exprs{&expr.Meta{Key: key, Register: regA}, equal(v)}
 }
 
-// metaWord matches a property of the packet that is a number of four bytes.
-func metaWord(key expr.MetaKey, v uint32) exprs {
-	return exprs{&expr.Meta{Key: key, Register: regA}, equal(native(v)...)}
+// byLoopback matches what comes by lo, whose index is 1 in every network namespace
+// (LOOPBACK_IFINDEX, net/flow.h).
+func byLoopback() exprs {
+	return exprs{&expr.Meta{Key: expr.MetaKeyIIF, Register: regA}, equal(native(1)...)}
 }
 
 // bareSYN matches the packet that opens a TCP connection (RFC 9293, section 3.1: the

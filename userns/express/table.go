@@ -56,6 +56,8 @@ func rules(iface string, families []family) []nftRule {
 	list := []nftRule{
 		{chainRaw, "clients of published ports, and answers to them",
 			concat(packetMark.is(rtnl.PublishedMark), exprs{&expr.Notrack{}}), 0},
+		{chainOut, "datagrams of flows that have gone over, either way",
+			concat(flowMark.ours(), isUDP(), packetMark.set(), accept), 0},
 		{chainOut, "our sockets' flows stay in here",
 			concat(packetMark.ours(), flowMark.ours(), accept), 0},
 		{chainOut, "a listener repeats what netstack has answered",
@@ -69,8 +71,13 @@ func rules(iface string, families []family) []nftRule {
 		{chainOut, "the container's side of such a flow goes to lo",
 			concat(flowMark.ours(), packetMark.set()), 0},
 	}
-	list = append(list, nftRule{chainIn, "nothing to do with us, and most of what comes by lo",
-		concat(metaWord(expr.MetaKeyIIF, loopback), packetMark.foreign(), accept), 0})
+	for _, f := range families {
+		if f.udp.IsValid() {
+			list = append(list, nftRule{chainIn, "datagrams that follow",
+				concat(byLoopback(), packetMark.ours(), isUDP(), comesFrom(f.addr), toSocket(f.udp), accept), f.number})
+		}
+	}
+	list = append(list, nftRule{chainIn, "all else that comes by lo", concat(byLoopback(), accept), 0})
 	for _, f := range families {
 		list = append(list, f.rules(iface)...)
 	}
@@ -78,9 +85,6 @@ func rules(iface string, families []family) []nftRule {
 	return append(list, nftRule{chainIn, "a connection that the universal path has taken over",
 		concat(comesBy(iface), isTCP(), flowMark.ours(), flowMark.put(rtnl.UniversalMark)), 0})
 }
-
-// loopback is the index of lo in every network namespace (LOOPBACK_IFINDEX, net/flow.h).
-const loopback = 1
 
 func (f family) rules(iface string) []nftRule {
 	// A copy that the kernel loops back to local members of a multicast group has the
@@ -94,9 +98,7 @@ func (f family) rules(iface string) []nftRule {
 	if f.udp.IsValid() {
 		list = append(list,
 			nftRule{chainIn, "a datagram whose flow goes over",
-				concat(written, isUDP(), toSocket(f.udp), flowMark.set(), packetMark.set(), accept), f.number},
-			nftRule{chainIn, "datagrams that follow",
-				concat(packetMark.ours(), comesBy("lo"), comesFrom(f.addr), isUDP(), toSocket(f.udp), accept), f.number})
+				concat(written, isUDP(), toSocket(f.udp), flowMark.set(), packetMark.set(), accept), f.number})
 	}
 	return append(list, nftRule{chainIn, "nobody else sends from the container's address",
 		concat(written, drop), f.number})
