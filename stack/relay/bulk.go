@@ -46,7 +46,7 @@ func (f *Flow) drain(i int) int {
 	}
 	d.add(n)
 	f.loop.shared.spliced.Add(uint64(n))
-	f.loop.looks = bulkLooks
+	f.loop.naps = bulkNaps
 	d.pipe.n -= n
 	if d.pipe.n == 0 {
 		f.loop.putPipe(d.pipe)

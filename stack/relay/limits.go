@@ -21,12 +21,16 @@ const (
 	// turnBudget is how many bytes one direction of a flow may move before the
 	// others have their turn.
 	turnBudget = 1 << 20
-	// bulkLooks is how often a loop looks for events after splicing before it blocks.
-	// Ten times fewer gain a third as much.
-	bulkLooks = 300
-	// busyLooks is the same after as many events as busyEvents have come at once: with
-	// that many flows at work the next event is near, and being woken for it costs
-	// whoever causes it. 32 clients: 3 % more connections, 5 % more requests a second.
+	// bulkNaps is how often a loop that has spliced naps for bulkNap and looks for events
+	// before it blocks: what comes meanwhile is moved in one piece, and nobody has to
+	// wake us for it. With the kernel's timer slack a nap is some 150 µs, in which a
+	// stream of 16 Gbit/s brings 300 KB. One stream into the container: 16.2 Gbit/s when
+	// looking all the time, 16.6 with naps of 30 µs, 17.0 with these, 16.3 with 200.
+	bulkNaps = 7
+	bulkNap  = 100 * time.Microsecond
+	// busyLooks is how often a loop looks, without a nap, after as many events as
+	// busyEvents have come at once: with that many flows at work the next event is near,
+	// and being woken for it costs whoever causes it. 32 clients: 3 % more connections, 5 % more requests a second.
 	busyLooks  = 50
 	busyEvents = 4
 	// callCost is what a system call counts for in that, so that small messages do

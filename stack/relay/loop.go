@@ -31,6 +31,7 @@ type Loop struct {
 	spare  []func() // the slice that orders becomes next
 	later  []func() // from Later
 	looks  int      // how often to look for events before blocking
+	naps   int      // the same, with a nap each
 	ending bool     // new flows are reset
 	slots  slots
 	timers timers

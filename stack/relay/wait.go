@@ -36,6 +36,13 @@ func (l *Loop) wait() int {
 
 // linger looks for events while bulk data or many flows are on the move.
 func (l *Loop) linger() int {
+	for ; l.naps > 0; l.naps-- {
+		if n := l.poll(); n > 0 {
+			return n
+		}
+		nap := unix.NsecToTimespec(int64(bulkNap)) // a signal may end it early
+		_ = unix.Nanosleep(&nap, nil)
+	}
 	for ; l.looks > 0; l.looks-- {
 		if n := l.poll(); n > 0 {
 			return n

@@ -52,6 +52,7 @@
 //	    0  meta mark & M == P : notrack
 //	  }
 //	  chain out { type route hook output priority mangle
+//	       meta mark & M == P : accept
 //	       ct mark & M == X, udp : meta mark = X, accept
 //	    1  meta mark & M == X, ct mark & M == X : accept
 //	       meta mark & M == X, tcp, ct mark & M == U : drop

@@ -56,6 +56,8 @@ func rules(iface string, families []family) []nftRule {
 	list := []nftRule{
 		{chainRaw, "clients of published ports, and answers to them",
 			concat(packetMark.is(rtnl.PublishedMark), exprs{&expr.Notrack{}}), 0},
+		{chainOut, "published ports, see above",
+			concat(packetMark.is(rtnl.PublishedMark), accept), 0},
 		{chainOut, "datagrams of flows that have gone over, either way",
 			concat(flowMark.ours(), isUDP(), packetMark.set(), accept), 0},
 		{chainOut, "our sockets' flows stay in here",
