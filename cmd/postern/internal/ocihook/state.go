@@ -133,7 +133,7 @@ func checkID(id string) error {
 		ok = ok && ('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("_+-.", c) >= 0)
 	}
 	if !ok {
-		return fmt.Errorf("id %.64q: want 1 to %d letters, digits and signs of _+-.", id, maxID)
+		return fmt.Errorf("id %.64q: want 1 to %d letters, digits and the signs _ + - and dot", id, maxID)
 	}
 	return nil
 }
