@@ -96,6 +96,8 @@ func TestExpressMapping(t *testing.T) {
 				if err := lab.remote.do(func() error { return ip("addr replace fd98::3/64 dev eth0 nodad") }); err != nil {
 					t.Fatal(err)
 				}
+				// Others expect the remote to have one address.
+				t.Cleanup(func() { _ = lab.remote.do(func() error { return ip("addr del fd98::3/64 dev eth0") }) })
 			}
 			from := map[string]string{}
 			err := lab.remote.do(func() error {
