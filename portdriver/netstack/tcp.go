@@ -17,6 +17,7 @@ import (
 	"github.com/postern-net/postern/portdriver"
 	"github.com/postern-net/postern/portdriver/internal/admission"
 	"github.com/postern-net/postern/stack/relay"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 // TCPEngine is what TCP needs of the engine; *stack.Engine is one.
@@ -64,7 +65,7 @@ var _ portdriver.Driver = (*TCP)(nil)
 // NewTCP returns a driver without listeners.
 func NewTCP(c TCPConfig) *TCP {
 	if c.MaxFlows <= 0 {
-		c.MaxFlows = tcpCapacity(admission.OpenFiles())
+		c.MaxFlows = tcpCapacity(sockcall.OpenFiles())
 	}
 	if c.ConnectTimeout <= 0 {
 		c.ConnectTimeout = portdriver.ConnectTimeout

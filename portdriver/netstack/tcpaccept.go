@@ -10,6 +10,7 @@ import (
 
 	"github.com/postern-net/postern/portdriver"
 	"github.com/postern-net/postern/portdriver/internal/admission"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 // acceptor is a listening socket; *net.TCPListener is one.
@@ -88,10 +89,10 @@ func acceptPause(err error) time.Duration {
 	if !errors.As(err, &errno) {
 		return deadPause
 	}
-	switch admission.AfterAccept(errno) {
-	case admission.AcceptShort:
+	switch sockcall.AfterAccept(errno) {
+	case sockcall.AcceptShort:
 		return portdriver.AcceptPause
-	case admission.AcceptNext:
+	case sockcall.AcceptNext:
 		return 0
 	}
 	return deadPause

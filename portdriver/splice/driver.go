@@ -16,6 +16,7 @@ import (
 	"github.com/postern-net/postern/portdriver/internal/admission"
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/stack/relay"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 var _ portdriver.Driver = (*Driver)(nil)
@@ -90,7 +91,7 @@ func New(cfg Config) (*Driver, error) {
 	}
 	most := cfg.MaxFlows
 	if most <= 0 {
-		most = capacity(admission.OpenFiles())
+		most = capacity(sockcall.OpenFiles())
 	}
 	d := &Driver{
 		cfg:       cfg,

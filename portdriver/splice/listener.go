@@ -232,12 +232,12 @@ func (ln *listener) mayAccept() bool {
 
 // cope handles an error of accept and reports whether to go on at once.
 func (ln *listener) cope(errno syscall.Errno) bool {
-	switch admission.AfterAccept(errno) {
-	case admission.AcceptNext:
+	switch sockcall.AfterAccept(errno) {
+	case sockcall.AcceptNext:
 		return true
-	case admission.AcceptEmpty:
+	case sockcall.AcceptEmpty:
 		return false
-	case admission.AcceptShort:
+	case sockcall.AcceptShort:
 		// Where clients wait for sockets there are none in stock, and those that
 		// were ordered must find room.
 		if ln.d.stock.empty() {

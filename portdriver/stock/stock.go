@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/postern-net/postern/portdriver/internal/admission"
 	"github.com/postern-net/postern/proto/handoff"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 // Stock is a supply of sockets. Its methods are safe for concurrent use.
@@ -55,7 +55,7 @@ func (s Stats) Snapshot() map[string]uint64 {
 // the process's limit of descriptors allows (see MaxFor).
 func New(order func(kind handoff.SocketKind, n int), most int) *Stock {
 	if most <= 0 {
-		most = MaxFor(admission.OpenFiles())
+		most = MaxFor(sockcall.OpenFiles())
 	}
 	s := &Stock{
 		order: order,

@@ -5,6 +5,8 @@
 // (O_NONBLOCK is not the descriptor's), and then a thread that the scheduler does not
 // know of would stop the whole process. A connect within one machine runs the peer's
 // side of the handshake, too.
+//
+// What an errno of theirs means, and how many descriptors there may be, is here as well.
 package sockcall
 
 import (

@@ -8,13 +8,12 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/postern-net/postern/stack/internal/flow"
 	"github.com/postern-net/postern/stack/internal/link"
 	"github.com/postern-net/postern/stack/internal/refusal"
 	"github.com/postern-net/postern/stack/netplan"
 	"github.com/postern-net/postern/stack/relay"
+	"github.com/postern-net/postern/stack/sockcall"
 )
 
 const (
@@ -101,7 +100,7 @@ func newOut(cfg Config, diag lookup) (*Out, error) {
 		o.cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.most <= 0 {
-		o.most = capacity(openFiles())
+		o.most = capacity(sockcall.OpenFiles())
 	}
 	loops := cfg.Loops.All()
 	for i, f := range [...]*os.File{cfg.TCP4, cfg.TCP6} {
@@ -121,15 +120,6 @@ func newOut(cfg Config, diag lookup) (*Out, error) {
 // capacity is how many flows half of a process's descriptors allow, two for each. The
 // other half is for the universal path, published ports and pipes.
 func capacity(limit uint64) int { return int(max(1, min(limit/4, flow.MaxTCP))) }
-
-// openFiles is the process's limit of descriptors (RLIMIT_NOFILE, getrlimit(2)).
-func openFiles() uint64 {
-	var r unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
-		return 1024 // what every Linux process has unless told otherwise
-	}
-	return r.Cur
-}
 
 func closeFiles(files ...*os.File) {
 	for _, f := range files {

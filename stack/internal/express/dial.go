@@ -17,7 +17,7 @@ func (c *conn) start() {
 		return // it had to give way already
 	}
 	fd, errno := sockcall.OpenTCP(c.dial.Addr())
-	if short(errno) {
+	if sockcall.Short(errno) {
 		c.out.count(flow.TCPExpressShort)
 		c.fallBack()
 		return

@@ -90,11 +90,11 @@ func (h *home) accept(c *conn) {
 			if c != nil && c.stage != injected {
 				return
 			}
-		case short(errno):
+		case sockcall.Short(errno):
 			if !h.shed() {
 				return
 			}
-		case !passing(errno):
+		case sockcall.AfterAccept(errno) != sockcall.AcceptNext:
 			return
 		}
 	}

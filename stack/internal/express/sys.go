@@ -34,23 +34,3 @@ func copyOf(f *os.File) (int, error) {
 	}
 	return fd, nil
 }
-
-// short reports whether an error means that descriptors or memory have run out.
-func short(errno syscall.Errno) bool {
-	switch errno {
-	case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS:
-		return true
-	}
-	return false
-}
-
-// passing reports whether an error of accept4(2) is one that the connection at hand
-// already had, so that the next one may be all right.
-func passing(errno syscall.Errno) bool {
-	switch errno {
-	case unix.EINTR, unix.ECONNABORTED, unix.ECONNRESET, unix.EPROTO, unix.EPERM, unix.ENOPROTOOPT, unix.ENETDOWN,
-		unix.ENETUNREACH, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ENONET, unix.ETIMEDOUT:
-		return true
-	}
-	return false
-}
