@@ -134,7 +134,7 @@ func hostileHooks(h *trap) []hostileHook {
 // it works or says in one line why not, and opens nothing below the container's root.
 func TestHostileHooks(t *testing.T) {
 	if !lab.root {
-		t.Skip("strace becomes the user, which takes root")
+		missing(t, "strace becomes the user, which takes root")
 	}
 	if os.Getenv("POSTERN_E2E_RACE") != "" {
 		t.Skip("a program with the race detector is dynamically linked, and loads what it is told to")
@@ -252,7 +252,7 @@ func (h *trap) below(line string) bool {
 // TestBundleHooksTraced is the same for all hooks of a real container.
 func TestBundleHooksTraced(t *testing.T) {
 	if !lab.root || !lab.subids {
-		t.Skip("strace becomes the user, which takes root")
+		missing(t, "strace becomes the user, which takes root")
 	}
 	a := ordinary(t)
 	bundle := unpack(t, a, redisImage(t, a), "bundle", "true")

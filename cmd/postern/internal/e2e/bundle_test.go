@@ -36,7 +36,7 @@ const withoutCgroups = `mount -t tmpfs tmpfs /sys/fs/cgroup && exec setpriv --re
 // overRuntimes runs a test with every runtime.
 func overRuntimes(t *testing.T, f func(t *testing.T, r ociRuntime)) {
 	if !lab.subids {
-		t.Skip("the user has no subordinate ids")
+		missing(t, "the user has no subordinate ids")
 	}
 	runtimes := []ociRuntime{
 		{"runc", []string{tool(t, "runc")}},

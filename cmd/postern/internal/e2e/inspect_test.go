@@ -69,7 +69,7 @@ cat`
 // and by us: postern inspect, as the user, is compared with what root's tools say.
 func TestInspectRootlessContainerd(t *testing.T) {
 	if !lab.root || !lab.subids {
-		t.Skip("RootlessKit needs subordinate ids, and the comparison needs root")
+		missing(t, "RootlessKit needs subordinate ids, and the comparison needs root")
 	}
 	for _, name := range []string{"ip", "lsns", "unshare", "nsenter", "redis-server"} {
 		tool(t, name)
