@@ -41,6 +41,8 @@ type reader struct {
 	iovs  [maxMessages][2]unix.Iovec
 	names [maxMessages]name
 	oob   [maxMessages][controlWords]uint64 // aligned for struct cmsghdr
+
+	courtesy courtesy
 }
 
 // arrange prepares depth slots of so many bytes each, or one that takes everything.
