@@ -88,6 +88,16 @@ type Config struct {
 	// Configure gives the interface its addresses and routes; without it, only
 	// the link is brought up.
 	Configure bool
+	// MAC is the hardware address of the container's interface, the kernel's choice if
+	// it is zero.
+	MAC [6]byte
+	// DHCPFirst and DHCPLast are what the DHCP server gives to clients; without them,
+	// each gets the container's address.
+	DHCPFirst, DHCPLast netip.Addr
+	// NoDNS leaves the container without our name server.
+	NoDNS bool
+	// Slirp4netnsSocket is the path of a control socket as slirp4netns has it, "" for none.
+	Slirp4netnsSocket string
 
 	// TCP is how TCP leaves the container; datagrams that keep going follow it.
 	TCP TCPPath
@@ -136,7 +146,41 @@ type RunConfig struct {
 	DetachNetNS bool
 	// The namespaces to make besides user, network and mount.
 	PIDNS, IPCNS, UTSNS, CgroupNS bool
+	// Net is what the command's network is; "" is NetEngine.
+	Net Net
+	// Reaper has orphans below the command waited for.
+	Reaper bool
+	// EvacuateCgroup2 is the cgroup below the container's root cgroup that its
+	// processes are moved to, so that controllers can be delegated; "" for none.
+	EvacuateCgroup2 string
+	// Subids is where subordinate ids are looked up; "" is SubidAuto.
+	Subids SubidSource
 }
+
+// SubidSource is where subordinate ids are looked up.
+type SubidSource string
+
+// The sources of subordinate ids.
+const (
+	// SubidAuto is what nsswitch.conf(5) says: getsubids(1) or the files.
+	SubidAuto SubidSource = "auto"
+	// SubidDynamic is getsubids(1), SubidStatic are subuid(5) and subgid(5).
+	SubidDynamic SubidSource = "dynamic"
+	SubidStatic  SubidSource = "static"
+)
+
+// Net is what network a command gets.
+type Net string
+
+// The kinds of network.
+const (
+	// NetEngine is a new network namespace that an engine serves.
+	NetEngine Net = "engine"
+	// NetNone is a new network namespace with a loopback interface only.
+	NetNone Net = "none"
+	// NetHost is the network namespace that postern was started in.
+	NetHost Net = "host"
+)
 
 // AttachConfig is what Attach needs besides: PID, or NetNS and perhaps UserNS, or
 // all three with Life.
@@ -144,6 +188,9 @@ type AttachConfig struct {
 	Config
 	PID           int
 	NetNS, UserNS string
+	// TAP is an open TAP device to serve in place of namespaces that can be entered.
+	// Attach takes it over.
+	TAP *os.File
 	// Life is a pidfd of the process PID, for namespaces that are reached by NetNS
 	// and UserNS although they have a process; its end ends the instance. It stays
 	// the caller's.
