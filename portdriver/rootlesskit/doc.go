@@ -1,11 +1,24 @@
-// Package rootlesskit lets RootlessKit, and whatever embeds it, publish ports with
-// our splice driver: it has RootlessKit's interfaces on the outside and a registry
-// with drivers behind them.
+// Package rootlesskit gives RootlessKit, and whatever embeds it, our network and our way
+// to publish ports: it has RootlessKit's interfaces on the outside, and an instance
+// of postern or a registry with drivers behind them.
 //
-//	opt.PortDriver = rootlesskit.NewParentDriver(rootlesskit.Config{StateDir: dir}) // parent.Opt
-//	opt.PortDriver = rootlesskit.NewChildDriver(rootlesskit.Config{})               // child.Opt
+//	opt.NetworkDriver, err = rootlesskit.NewParentNetwork(rootlesskit.NetworkConfig{}) // parent.Opt
+//	opt.PortDriver = rootlesskit.NewParentDriver(rootlesskit.Config{StateDir: dir})
 //
-// # Who does what
+//	opt.NetworkDriver = rootlesskit.NewChildNetwork() // child.Opt
+//	opt.PortDriver = rootlesskit.NewChildDriver(rootlesskit.Config{})
+//
+// Either serves without the other.
+//
+// # The network
+//
+// The parent's network driver starts the program postern (attach) for the child, with its
+// directory in RootlessKit's, and waits until the network works. The engine is thus
+// confined, and replaced when it dies, as everywhere; the program that embeds RootlessKit moves no
+// packet. The interface has its addresses when the child hears of it. postern ends
+// when the driver is told to clean up, or when the program is gone.
+//
+// # Who publishes
 //
 // RootlessKit runs a parent on the host and a child in the container's namespaces.
 // The child driver does one thing: it sends the parent descriptors of its user and

@@ -36,6 +36,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && strings.HasPrefix(os.Args[1], "@") {
 		os.Exit(playRole(os.Args[1], os.Args[2:]))
 	}
+	if os.Args[0] == kitUnshare {
+		os.Exit(unshareForKit())
+	}
 	var code int
 	var err error
 	switch os.Getenv(stageVariable) {

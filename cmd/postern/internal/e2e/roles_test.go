@@ -45,6 +45,9 @@ func playRole(role string, args []string) int {
 		"@crowd":     crowdRole,
 		"@refusal":   refusalRole,
 		"@deny":      denyRole,
+		"@kit":       kitRole,
+		"@cni":       cniRole,
+		"@runc":      runcRole,
 	}
 	play := roles[role]
 	if play == nil {
