@@ -37,7 +37,7 @@ func BenchmarkInstall(b *testing.B) {
 	check(b, err)
 	b.Run("table again", func(b *testing.B) {
 		for b.Loop() {
-			check(b, install(p.nft, p.iface, p.families))
+			check(b, install(p.nft, p.plan()))
 		}
 	})
 	b.Run("table anew", func(b *testing.B) {
@@ -45,7 +45,7 @@ func BenchmarkInstall(b *testing.B) {
 			b.StopTimer()
 			check(b, remove(p.nft))
 			b.StartTimer()
-			check(b, install(p.nft, p.iface, p.families))
+			check(b, install(p.nft, p.plan()))
 		}
 	})
 	b.Run("routes", func(b *testing.B) {
@@ -79,7 +79,7 @@ func BenchmarkConnection(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			w := newWorld(b, endpoints[0])
 			w.express(b)
-			check(b, replace(w.path.nft, "tap0", w.path.families, tableOwner, nat))
+			check(b, replace(w.path.nft, w.path.plan(), parts{flags: tableOwner, nat: nat}))
 			remote := netip.AddrPortFrom(remote4.Addr(), 1000)
 			for b.Loop() {
 				b.StopTimer()

@@ -87,8 +87,9 @@
 // no harm, nor does a rule of others that copies the flow's mark to the packet.
 //
 //   - 0: our table makes the kernel track connections in here. Published ones, whose both
-//     sides have their own mark, need that no more than before: it would cost a tenth of
-//     their rate. Whatever else goes by lo is tracked, because rules of others may want it.
+//     sides have their own mark, need that only for nested networks (below), and it would
+//     cost a tenth of their rate. Whatever else goes by lo is tracked, because rules of
+//     others may want it.
 //   - Before 1: what each datagram meets, either way, as early as it can be; the same
 //     follows from 1 and 3.
 //   - 1: a flow is on the path once our side has said something. Were the mark set by
@@ -123,6 +124,62 @@
 // leaves the machine, and net.ipv4.ip_unprivileged_port_start (0), without which UDP to
 // ports below 1024 stays on the universal path.
 //
+// # Published ports of nested containers
+//
+// Docker, nerdctl and others nest containers behind a bridge in here, and send ports on to
+// them by destination NAT. A client's packet for such a port goes to lo by its mark, and
+// is not tracked, so no such rule sees it. Once there is another interface that is up
+// (AwaitNested), Nest has the table without 0, and with:
+//
+//	chain out {
+//	  13  ct mark & M == P, ct direction reply : meta mark = P, accept
+//	}
+//	chain behind { type route hook output priority dstnat + 1
+//	  10  meta mark & M == P, ct direction original, ct status dnat, fib daddr type != local : ct mark = P, meta mark = 0
+//	}
+//	chain in { after "iif lo"
+//	  11  ct mark & M == P, ct direction reply : meta mark = P, accept
+//	}
+//	chain source {
+//	  12  meta mark & M == P : snat to saddr
+//	}
+//	chain settled { type nat hook output priority dstnat - 1
+//	  12  meta mark & M == P, tcp, not a SYN : dnat to daddr
+//	}
+//
+//	ip rule 49: from 127.0.0.0/8 ipproto udp lookup main suppress_prefixlength 0
+//
+// so that the server behind the bridge sees the client itself:
+//
+//	198.51.100.7 -> 127.0.0.1:8080 -- dnat --> 198.51.100.7 -> 10.4.0.5:80 -- 10 --> bridge
+//	198.51.100.7 <- 127.0.0.1:8080 <- (undone at input) <- 11, rule 50, local <----- bridge
+//
+// The reasons, by number, and what follows:
+//
+//   - 10: with the mark it would go to lo all the same. One that is sent on to another
+//     local port stays there, and its server's answers need the mark. Only our bits of
+//     the connection's mark and the packet's change, each.
+//   - 11: before routing, which without the mark would send it to the interface. What the
+//     kernel itself answers (a host that is not there: ICMP) is 13.
+//   - 12: a flow's translation is decided by the first packet that is tracked. That may be
+//     one from the middle of a connection which began before; and nobody needs to
+//     masquerade what stays on lo.
+//   - It is not about forwarding (net.ipv4.ip_forward): a new namespace inherits that from
+//     the host's first one (net.core.devconf_inherit_init_net), and wherever Docker is
+//     installed it is on.
+//   - NAT comes before listeners, as for every local client: while a rule sends a port on,
+//     a server beside the bridge does not get it.
+//   - Sockets do not change: those in stock, and those that are used again, do.
+//   - [::1] is as good a target as any.
+//   - A client whose own address is a loopback one needs what every local client does:
+//     masquerade, and route_localnet on the bridge (CNI's portmap has both), and for UDP
+//     rule 49 (rtnl.InstallNested). The kernel has nothing like it for IPv6: such a client
+//     of [::1] gets no answer, while one of the container's own address does.
+//   - With net.ipv4.conf.*.src_valid_mark (wg-quick sets it) the kernel takes what comes
+//     back for spoofed.
+//   - Connection tracking must be there for others to have NAT. Without nft_fib, ports that
+//     are sent on to local ones do not work, without nft_nat 12 is missing.
+//
 // # Who changes it
 //
 // The table belongs to our netlink socket (NFT_TABLE_F_OWNER, Linux 5.12): "nft flush
@@ -141,7 +198,7 @@
 //	ss -tanpe      203.0.113.7:443 10.0.2.100:40000 fwmark:0x1051, the accepted socket
 //	ss -tlne       127.0.0.1:61051 and [::1]:61051, or the next free port
 //	nft list ruleset, ip rule, ip route show table 20561
-//	conntrack -L   the flow with mark=4177
+//	conntrack -L   the flow with mark=4177; 4176 for a published port of a nested container
 //	tcpdump -i lo  the flow's packets; on the interface only the first one
 //
 // # Limits

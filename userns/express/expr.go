@@ -79,14 +79,30 @@ func byLoopback() exprs {
 	return exprs{&expr.Meta{Key: expr.MetaKeyIIF, Register: regA}, equal(native(1)...)}
 }
 
-// bareSYN matches the packet that opens a TCP connection (RFC 9293, section 3.1: the
-// flags are in the header's 14th byte).
-func bareSYN() exprs {
+// bareSYN matches the packet that opens a TCP connection, noSYN all other packets of
+// TCP (RFC 9293, section 3.1: the flags are in the header's 14th byte).
+func bareSYN() exprs { return synIs(expr.CmpOpEq) }
+func noSYN() exprs   { return synIs(expr.CmpOpNeq) }
+
+func synIs(op expr.CmpOp) exprs {
 	const fin, syn, rst, ack = 1, 2, 4, 16
 	return concat(isTCP(), exprs{
 		&expr.Payload{DestRegister: regA, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		masked([]byte{fin | syn | rst | ack}, []byte{0}), equal(syn),
+		masked([]byte{fin | syn | rst | ack}, []byte{0}), &expr.Cmp{Op: op, Register: regA, Data: []byte{syn}},
 	})
+}
+
+// flowDirection matches packets of the flow's one direction.
+func flowDirection(v byte) exprs {
+	return exprs{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: regA}, equal(v)}
+}
+
+// flowStatus matches if the flow has one of those bits.
+func flowStatus(bits uint32) exprs {
+	return exprs{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: regA}, masked(native(bits), native(0)),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: regA, Data: native(0)},
+	}
 }
 
 func isTCP() exprs { return metaIs(expr.MetaKeyL4PROTO, unix.IPPROTO_TCP) }
@@ -140,15 +156,19 @@ func toSocket(at netip.AddrPort) exprs {
 }
 
 // keepSource translates a flow's source address to itself, which settles it: no later
-// chain translates it.
-func keepSource(number uint8) exprs {
-	proto, offset, size := byte(unix.NFPROTO_IPV4), uint32(12), uint32(4)
+// chain translates it. keepDestination does so with the destination.
+func keepSource(number uint8) exprs      { return keep(number, expr.NATTypeSourceNAT, 12, 8) }
+func keepDestination(number uint8) exprs { return keep(number, expr.NATTypeDestNAT, 16, 24) }
+
+// keep gets where the address is in the headers of IPv4 and IPv6.
+func keep(number uint8, kind expr.NATType, offset, offset6 uint32) exprs {
+	proto, size := byte(unix.NFPROTO_IPV4), uint32(4)
 	if number == unix.AF_INET6 {
-		proto, offset, size = unix.NFPROTO_IPV6, 8, 16
+		proto, offset, size = unix.NFPROTO_IPV6, offset6, 16
 	}
 	return exprs{
 		&expr.Payload{DestRegister: regA, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
-		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(proto), RegAddrMin: regA, RegAddrMax: regA},
+		&expr.NAT{Type: kind, Family: uint32(proto), RegAddrMin: regA, RegAddrMax: regA},
 	}
 }
 

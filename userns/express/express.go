@@ -28,7 +28,7 @@ type Config struct {
 }
 
 // Path is the express path as installed. Its methods must not be called at the same
-// time. The sockets are nonblocking, not watched by our own runtime, and stay the
+// time, AwaitNested excepted. The sockets are nonblocking, not watched by our own runtime, and stay the
 // Path's; whoever serves them gets duplicates.
 type Path struct {
 	// Diag is a sock_diag socket (sock_diag(7)).
@@ -45,6 +45,8 @@ type Path struct {
 
 	iface       string
 	route, nft  *os.File
+	links       *os.File // AwaitNested's, over rtnetlink
+	nested      bool     // what Nest does has been done
 	families    []family
 	claimed     bool // putUp has got as far as to change something
 	acceptLocal bool // accept_local as it was
@@ -120,7 +122,7 @@ func (p *Path) putUp() (failed uint8, err error) {
 	}
 	// The table is first: while another path lives here, it is what we are refused, and
 	// then nothing of that one's must be touched.
-	err = install(p.nft, p.iface, p.families)
+	err = install(p.nft, p.plan())
 	if refusedOp(err) == opAny && errors.Is(err, unix.EPERM) {
 		return 0, fmt.Errorf("another process has one in the same network: end that first: %w", err)
 	}
@@ -136,6 +138,11 @@ func (p *Path) putUp() (failed uint8, err error) {
 	for _, f := range p.families {
 		if err := rtnl.InstallExpress(p.route, f.number); err != nil {
 			return f.number, err
+		}
+	}
+	if p.nested {
+		if err := rtnl.InstallNested(p.route); err != nil {
+			return 0, err
 		}
 	}
 	if p.has(unix.AF_INET) {
@@ -188,7 +195,7 @@ func (p *Path) Close() error {
 
 // takeAway undoes putUp.
 func (p *Path) takeAway() []error {
-	errs := []error{remove(p.nft), rtnl.RemoveExpress(p.route, p.numbers()...)}
+	errs := []error{remove(p.nft), rtnl.RemoveExpress(p.route, p.numbers()...), rtnl.RemoveNested(p.route)}
 	if p.has(unix.AF_INET) && !p.acceptLocal {
 		err := rtnl.SetAcceptLocal(p.route, p.iface, false)
 		if !errors.Is(err, unix.ENODEV) { // the interface may be gone by now
@@ -201,7 +208,7 @@ func (p *Path) takeAway() []error {
 // Abandon only closes the sockets: for a namespace that ends with us anyway. The kernel
 // takes the table away with them; rules and routes that lead nowhere stay.
 func (p *Path) Abandon() error {
-	for _, f := range []**os.File{&p.Diag, &p.TCP4, &p.TCP6, &p.UDP4, &p.UDP6, &p.route, &p.nft, &p.congestion.file, &p.lowPorts.file} {
+	for _, f := range []**os.File{&p.Diag, &p.TCP4, &p.TCP6, &p.UDP4, &p.UDP6, &p.route, &p.nft, &p.links, &p.congestion.file, &p.lowPorts.file} {
 		if *f != nil {
 			(*f).Close()
 			*f = nil
@@ -209,6 +216,8 @@ func (p *Path) Abandon() error {
 	}
 	return nil
 }
+
+func (p *Path) plan() plan { return plan{p.iface, p.families, p.nested} }
 
 func (p *Path) numbers() []uint8 {
 	var list []uint8

@@ -101,8 +101,8 @@ func TestTableOfAnOldKernel(t *testing.T) {
 	usertest.AsUser(t)
 	w := newWorld(t, endpoints[1])
 	w.express(t)
-	want := w.path.families
-	check(t, replace(w.path.nft, "tap0", want, 0, true))
+	want := w.path.plan()
+	check(t, replace(w.path.nft, want, parts{nat: true}))
 	if got := w.in(t, "nft list ruleset"); strings.Contains(got, "flags owner") {
 		t.Errorf("it has an owner:\n%s", got)
 	}
@@ -111,7 +111,7 @@ func TestTableOfAnOldKernel(t *testing.T) {
 	check(t, w.path.Repair())
 	w.works(t)
 	// The next one takes what is left of this one.
-	check(t, replace(w.path.nft, "tap0", want, 0, true))
+	check(t, replace(w.path.nft, want, parts{nat: true}))
 	check(t, w.path.Abandon())
 	w.express(t)
 	w.works(t)
@@ -224,7 +224,7 @@ func TestMissingParts(t *testing.T) {
 	for _, part := range []string{"ct", "tproxy"} {
 		list := []rtnl.Request{anyTable(), delTable(), newTable(tableOwner), newChain(chainRaw), newChain(chainOut), newChain(chainIn)}
 		op := ""
-		for _, r := range rules("tap0", w.path.families) {
+		for _, r := range w.path.plan().rules(parts{}) {
 			q, err := newRule(r)
 			check(t, err)
 			if bytesReplace(q.Body, part+"\x00", "zz"+part[2:]+"\x00") && op == "" {

@@ -55,8 +55,9 @@ func (p *Path) visit(t *join.Target, list []wanted) error {
 		{What: "open an rtnetlink socket", Domain: unix.AF_NETLINK, Type: unix.SOCK_RAW, Protocol: unix.NETLINK_ROUTE},
 		{What: "open an nfnetlink socket (nf_tables)", Domain: unix.AF_NETLINK, Type: unix.SOCK_RAW, Protocol: unix.NETLINK_NETFILTER},
 		{What: "open a sock_diag socket", Domain: unix.AF_NETLINK, Type: unix.SOCK_RAW, Protocol: unix.NETLINK_SOCK_DIAG},
+		{What: "open an rtnetlink socket for events", Domain: unix.AF_NETLINK, Type: unix.SOCK_RAW, Protocol: unix.NETLINK_ROUTE},
 	}
-	into := []**os.File{&p.route, &p.nft, &p.Diag}
+	into := []**os.File{&p.route, &p.nft, &p.Diag, &p.links}
 	for _, w := range list {
 		sockets = append(sockets, join.Socket{What: "make a TCP socket", Domain: int(w.number), Type: unix.SOCK_STREAM})
 		into = append(into, w.tcp)

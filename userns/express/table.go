@@ -51,11 +51,60 @@ type nftRule struct {
 	family  uint8
 }
 
-// rules are those of all chains but the last.
-func rules(iface string, families []family) []nftRule {
-	list := []nftRule{
-		{chainRaw, "clients of published ports, and answers to them",
-			concat(packetMark.is(rtnl.PublishedMark), exprs{&expr.Notrack{}}), 0},
+// plan is what the table is made from.
+type plan struct {
+	iface    string
+	families []family
+	nested   bool // clients of published ports follow rules of destination NAT
+}
+
+// parts are what some kernels lack.
+type parts struct {
+	flags uint32 // of the table
+	nat   bool   // chains of type nat
+	fib   bool   // nft_fib
+}
+
+// allParts is what is tried first.
+var allParts = parts{flags: tableOwner, nat: true, fib: true}
+
+// chains are in the order in which they are added.
+func (p plan) chains(has parts) []chain {
+	list := []chain{chainRaw, chainOut, chainIn}
+	if p.nested {
+		list = []chain{chainOut, chainBehind, chainIn}
+	}
+	if has.nat {
+		list = append(list, chainNAT)
+	}
+	if has.nat && p.nested {
+		list = append(list, chainSettled)
+	}
+	return list
+}
+
+// rules are those of all chains.
+func (p plan) rules(has parts) []nftRule {
+	list := p.outRules()
+	if p.nested {
+		list = append(list, answered(chainOut, "the kernel's own answers to published ports' clients"), sentOn(has.fib))
+	} else {
+		list = append(list, nftRule{chainRaw, "clients of published ports, and answers to them",
+			concat(packetMark.is(rtnl.PublishedMark), exprs{&expr.Notrack{}}), 0})
+	}
+	list = append(list, p.inRules()...)
+	if has.nat {
+		list = append(list, natRules(p.iface, p.families)...)
+	}
+	if has.nat && p.nested {
+		list = append(list, settled(p.families)...)
+	}
+	return list
+}
+
+// outRules are what the express path itself needs at output.
+func (p plan) outRules() []nftRule {
+	return []nftRule{
 		{chainOut, "published ports, see above",
 			concat(packetMark.is(rtnl.PublishedMark), accept), 0},
 		{chainOut, "datagrams of flows that have gone over, either way",
@@ -73,19 +122,26 @@ func rules(iface string, families []family) []nftRule {
 		{chainOut, "the container's side of such a flow goes to lo",
 			concat(flowMark.ours(), packetMark.set()), 0},
 	}
-	for _, f := range families {
+}
+
+// inRules are those at prerouting.
+func (p plan) inRules() (list []nftRule) {
+	for _, f := range p.families {
 		if f.udp.IsValid() {
 			list = append(list, nftRule{chainIn, "datagrams that follow",
 				concat(byLoopback(), packetMark.ours(), isUDP(), comesFrom(f.addr), toSocket(f.udp), accept), f.number})
 		}
 	}
 	list = append(list, nftRule{chainIn, "all else that comes by lo", concat(byLoopback(), accept), 0})
-	for _, f := range families {
-		list = append(list, f.rules(iface)...)
+	if p.nested {
+		list = append(list, answered(chainIn, "a nested container answers a published port's client"))
+	}
+	for _, f := range p.families {
+		list = append(list, f.rules(p.iface)...)
 	}
 	// What the container's address sends is dealt with above, so this is netstack's.
 	return append(list, nftRule{chainIn, "a connection that the universal path has taken over",
-		concat(comesBy(iface), isTCP(), flowMark.ours(), flowMark.put(rtnl.UniversalMark)), 0})
+		concat(comesBy(p.iface), isTCP(), flowMark.ours(), flowMark.put(rtnl.UniversalMark)), 0})
 }
 
 func (f family) rules(iface string) []nftRule {
@@ -106,7 +162,7 @@ func (f family) rules(iface string) []nftRule {
 		concat(written, drop), f.number})
 }
 
-// natRules are the last chain's. The kernel binds a masqueraded flow to the interface
+// natRules are the express path's own. The kernel binds a masqueraded flow to the interface
 // that it began on and drops it when it leaves by another (nf_nat_oif_changed).
 func natRules(iface string, families []family) []nftRule {
 	var list []nftRule
@@ -129,15 +185,17 @@ const (
 // install replaces the table, whatever it was, in one transaction. An older table of
 // ours goes with it; one that another living process owns is EPERM. Kernels before Linux
 // 5.12 know no owner, some have no NAT, and then the containers in there have none either.
-func install(nft *os.File, iface string, families []family) error {
-	flags, nat := uint32(tableOwner), true
+func install(nft *os.File, p plan) error {
+	has := allParts
 	for {
-		err := replace(nft, iface, families, flags, nat)
+		err := replace(nft, p, has)
 		switch op := refusedOp(err); {
-		case op == opOwn && flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)):
-			flags = 0
-		case op == opNAT && nat:
-			nat = false
+		case op == opOwn && has.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)):
+			has.flags = 0
+		case op == opNAT && has.nat:
+			has.nat = false
+		case op == opFib && has.fib:
+			has.fib = false
 		default:
 			return err
 		}
@@ -157,21 +215,18 @@ const (
 	opAny   = "add table inet " + tableName
 	opDel   = "delete table inet " + tableName
 	opOwn   = "make table inet " + tableName
-	opNAT   = "add rules with source NAT (nft_chain_nat, nft_nat)"
+	opNAT   = "add rules with NAT (nft_chain_nat, nft_nat)"
+	opFib   = "add a rule for published ports of nested containers (nft_ct, nft_fib)"
 )
 
-func replace(nft *os.File, iface string, families []family, flags uint32, nat bool) error {
-	list := []rtnl.Request{
-		// A table that is not there cannot be deleted, so it is made first, whatever
-		// its flags are.
-		anyTable(), delTable(), newTable(flags), newChain(chainRaw), newChain(chainOut), newChain(chainIn),
+func replace(nft *os.File, p plan, has parts) error {
+	// A table that is not there cannot be deleted, so it is made first, whatever its
+	// flags are.
+	list := []rtnl.Request{anyTable(), delTable(), newTable(has.flags)}
+	for _, c := range p.chains(has) {
+		list = append(list, newChain(c))
 	}
-	all := rules(iface, families)
-	if nat {
-		list = append(list, newChain(chainNAT))
-		all = append(all, natRules(iface, families)...)
-	}
-	for _, r := range all {
+	for _, r := range p.rules(has) {
 		q, err := newRule(r)
 		if err != nil {
 			return err
@@ -239,7 +294,7 @@ func delTable() rtnl.Request {
 
 func newChain(c chain) rtnl.Request {
 	op := "add chain " + c.name + " of type " + c.kind
-	if c.name == chainNAT.name {
+	if c.kind == chainNAT.kind {
 		op = opNAT
 	}
 	q := request(op, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, unix.NFTA_CHAIN_TABLE)
@@ -265,8 +320,10 @@ func newRule(r nftRule) (rtnl.Request, error) {
 // about one that it lacks is ENOENT.
 func (r nftRule) op() string {
 	switch {
-	case r.chain.name == chainNAT.name:
+	case r.chain.kind == chainNAT.kind:
 		return opNAT
+	case r.chain.name == chainBehind.name:
+		return opFib
 	case r.family == 0:
 		return "add a rule with connection tracking (nft_ct)"
 	}

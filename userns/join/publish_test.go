@@ -379,8 +379,10 @@ func TestPreparePublishingAgain(t *testing.T) {
 	want := ip(show)
 	for _, part := range []string{
 		"50:\tfrom all fwmark 0x1050/0x10ff lookup 20560\n",
-		"50:\tfrom 127.0.0.0/8 lookup 20560\n",
-		"50:\tfrom ::1 lookup 20560\n",
+		"50:\tfrom 127.0.0.0/8 ipproto udp lookup 20560\n",
+		"50:\tfrom ::1 ipproto udp lookup 20560\n",
+		"50:\tfrom 127.0.0.0/8 ipproto icmp lookup 20560\n",
+		"50:\tfrom ::1 ipproto ipv6-icmp lookup 20560\n",
 		"local default dev lo table 20560",
 		"5210:\tfrom all fwmark 0x1050/0x10ff lookup 52",
 	} {
@@ -389,7 +391,7 @@ func TestPreparePublishingAgain(t *testing.T) {
 		}
 	}
 	for _, damage := range []string{
-		"true", "ip rule del pref 50", "ip -6 rule del pref 50; ip -6 rule del pref 50", "ip -6 route flush table 20560",
+		"true", "ip rule del pref 50", "ip -6 rule del pref 50; ip -6 rule del pref 50; ip -6 rule del pref 50", "ip -6 route flush table 20560",
 		"ip route flush table 20560; ip route add unreachable default table 20560", "ip link set lo down",
 	} {
 		ip(damage)

@@ -13,6 +13,8 @@ import (
 type Interface struct {
 	// Name is the interface's name; required.
 	Name string
+	// MAC is its hardware address, set before it is up.
+	MAC [6]byte
 	// MTU is in bytes, without the Ethernet header. IPv6 addresses need 1280 or
 	// more (RFC 8200, section 5).
 	MTU int
@@ -31,6 +33,11 @@ type Interface struct {
 func Configure(route *os.File, cfg Interface) (Link, error) {
 	if err := Up(route, "lo"); err != nil {
 		return Link{}, err
+	}
+	if cfg.MAC != [6]byte{} {
+		if err := setMAC(route, cfg.Name, cfg.MAC); err != nil {
+			return Link{}, err
+		}
 	}
 	if cfg.MTU != 0 {
 		if err := setMTU(route, cfg.Name, cfg.MTU); err != nil {

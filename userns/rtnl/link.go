@@ -37,6 +37,13 @@ func change(route *os.File, op, name string, flags uint32, fill func(*message)) 
 	return exchange(route, op, m, nil)
 }
 
+// Delete deletes an interface, with its peer if it has one, and returns when it is gone.
+// ENODEV when there is none with that index.
+func Delete(route *os.File, index int) error {
+	m := newMessage(unix.RTM_DELLINK, 0, linkHeader(index, 0, 0))
+	return exchange(route, fmt.Sprintf("delete interface %d", index), m, nil)
+}
+
 // Find gives an interface's index and MAC; ENODEV when there is none by that name.
 func Find(route *os.File, name string) (Link, error) {
 	l, err := find(route, name)
@@ -58,6 +65,13 @@ func find(route *os.File, name string) (link, error) {
 		err = fmt.Errorf("%s: %w", op, perr)
 	}
 	return found, err
+}
+
+// setMAC sets the hardware address. A multicast one is EADDRNOTAVAIL.
+func setMAC(route *os.File, name string, mac [6]byte) error {
+	return change(route, fmt.Sprintf("set address %s on %s", net.HardwareAddr(mac[:]), name), name, 0, func(m *message) {
+		m.attr(unix.IFLA_ADDRESS, mac[:])
+	})
 }
 
 // setMTU sets the MTU, in bytes without the Ethernet header.

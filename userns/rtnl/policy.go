@@ -63,9 +63,11 @@ func (r rule) marked(mark uint32) *message {
 	return m
 }
 
-// from is the rule for packets with a source in the prefix.
-func (r rule) from(p netip.Prefix) *message {
+// from is the rule for packets of a protocol with a source in the prefix. Kernels before
+// 4.17 do not know FRA_IP_PROTO and take it for every protocol.
+func (r rule) from(p netip.Prefix, proto byte) *message {
 	m := r.message(uint8(p.Bits()))
 	m.attr(unix.FRA_SRC, p.Addr().AsSlice())
+	m.attr(unix.FRA_IP_PROTO, []byte{proto})
 	return m
 }

@@ -12,13 +12,15 @@ import (
 // namespace. A server's answers to a client far away stay in the namespace:
 //
 //	50: from all fwmark 0x1050/0x10ff lookup 20560    TCP: the answer has the mark
-//	50: from 127.0.0.0/8 lookup 20560                 UDP from a server on loopback
+//	50: from 127.0.0.0/8 ipproto udp lookup 20560     UDP from a server on loopback
+//	50: from 127.0.0.0/8 ipproto icmp lookup 20560    or that there is none
 //	table 20560: local default dev lo
 //
 // and the same for IPv6, with ::1. The rules for loopback addresses change nothing
 // between local addresses, which an earlier rule (0: lookup local) routes; without
-// them the kernel refuses to send from there to anywhere else (EINVAL). The
-// loopback interface is set up.
+// them the kernel refuses to send from there to anywhere else (EINVAL). They are not
+// for TCP: a client in there that connects to 127.0.0.1 and is sent on to a nested
+// container by destination NAT goes by the bridge. The loopback interface is set up.
 //
 // It can be done again at any time, and puts back what somebody has removed. Rules
 // and tables of others are left alone. A kernel or namespace without IPv6 is no
@@ -54,12 +56,17 @@ func installFamily(route *os.File, family uint8, name string, lo int, loopback n
 	if err := exchange(route, "add the local "+name+" route of published ports", localRoute(family, lo, PublishedTable), nil); err != nil {
 		return err
 	}
+	icmp := byte(unix.IPPROTO_ICMP)
+	if family == unix.AF_INET6 {
+		icmp = unix.IPPROTO_ICMPV6
+	}
 	for _, r := range []struct {
 		op string
 		m  *message
 	}{
 		{"add the " + name + " rule for marked packets", published(family).marked(PublishedMark)},
-		{"add the rule for packets from " + loopback.String(), published(family).from(loopback)},
+		{"add the rule for UDP from " + loopback.String(), published(family).from(loopback, unix.IPPROTO_UDP)},
+		{"add the rule for ICMP from " + loopback.String(), published(family).from(loopback, icmp)},
 	} {
 		if err := exchange(route, r.op, r.m, nil); err != nil && !errors.Is(err, unix.EEXIST) {
 			return err
