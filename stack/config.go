@@ -61,6 +61,13 @@ type Config struct {
 	Upstreams []netip.AddrPort
 	// Search is the search list that DHCP and RA hand out.
 	Search []string
+	// NoDNS leaves the container without a name server: port 53 of the plan's
+	// resolvers is as closed as all others, and DHCP and RA announce none.
+	NoDNS bool
+	// DHCPFirst and DHCPLast are the IPv4 addresses that DHCP leases to everybody, by
+	// hardware address. Invalid: the container's interface gets the plan's address.
+	// Frames for all of them go to ContainerMAC.
+	DHCPFirst, DHCPLast netip.Addr
 	// UDPIdle and UDPIdleUnreplied end UDP mappings; 0 means 120 s and 30 s.
 	UDPIdle, UDPIdleUnreplied time.Duration
 	// Express lets flows of the container bypass the device; nil turns that off.
@@ -82,6 +89,9 @@ func (c Config) withDefaults() (Config, error) {
 	if !c.Plan.V4.On() && !c.Plan.V6.On() {
 		c.Plan = netplan.Default()
 	}
+	if err := c.Plan.V4.CheckPool(c.DHCPFirst, c.DHCPLast); err != nil {
+		return c, fmt.Errorf("configure engine: %w", err)
+	}
 	if c.MTU < minMTU6 {
 		c.Plan.V6 = netplan.Family{}
 	}
@@ -93,6 +103,23 @@ func (c Config) withDefaults() (Config, error) {
 
 func (c Config) policy() guard.Policy {
 	return guard.Policy{Plan: c.Plan, HostLoopback: c.HostLoopback, HostLoopbackPorts: c.HostLoopbackPorts}
+}
+
+// services is how the link answers for itself.
+func (c Config) services() service.Config {
+	s := service.Config{
+		Plan: c.Plan, GatewayMAC: gatewayMAC, ContainerMAC: c.ContainerMAC, MTU: c.MTU, DNSSearch: c.Search,
+		NoAdvertisement: c.Static, PoolFirst: c.DHCPFirst, PoolLast: c.DHCPLast,
+	}
+	if c.NoDNS {
+		s.DNSServers = []netip.Addr{}
+	}
+	return s
+}
+
+// names reports whether the name service answers at an address.
+func (c Config) names(at netip.AddrPort) bool {
+	return !c.NoDNS && at == netip.AddrPortFrom(c.Plan.Of(at.Addr()).Resolver, portDNS)
 }
 
 func (c Config) containerMAC() net.HardwareAddr { return c.ContainerMAC[:] }

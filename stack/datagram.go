@@ -36,7 +36,7 @@ func (e *Engine) handleUDP(p link.Packet) {
 	}
 	plan := e.cfg.Plan.Of(p.Dst)
 	switch {
-	case p.Dst == plan.Resolver && u.DstPort == portDNS:
+	case e.cfg.names(to):
 		e.query(from, to, u.Payload, p.Segment)
 	case p.Dst == plan.Resolver, p.Dst == plan.Gateway && !e.cfg.HostLoopback:
 		e.link.SendError(icmp.PortUnreachable, 0, p.Dst, p.Src, quote(p))

@@ -70,9 +70,7 @@ func New(cfg Config) (*Engine, error) {
 
 func (e *Engine) assemble() error {
 	c, policy := e.cfg, e.policy
-	e.services = service.New(service.Config{
-		Plan: c.Plan, GatewayMAC: gatewayMAC, ContainerMAC: c.ContainerMAC, MTU: c.MTU, DNSSearch: c.Search, NoAdvertisement: c.Static,
-	})
+	e.services = service.New(c.services())
 	e.link = link.New(link.Config{
 		Device: c.Device, MTU: c.MTU,
 		GatewayMAC: gatewayMAC[:], ContainerMAC: c.containerMAC(),
@@ -90,7 +88,7 @@ func (e *Engine) assemble() error {
 	})
 	e.tcp = tcpout.New(tcpout.Config{
 		Stack: e.net, Guard: policy, Flows: e.flows, Sender: e.link,
-		Dial: tcpout.HostDialer(c.Outbound4, c.Outbound6), ServeDNS: e.dns.ServeTCP, Logger: c.Logger,
+		Dial: tcpout.HostDialer(c.Outbound4, c.Outbound6), Names: c.names, ServeDNS: e.dns.ServeTCP, Logger: c.Logger,
 	})
 	if err := e.assembleExpress(); err != nil {
 		return err

@@ -74,7 +74,7 @@ func (e *Engine) handleSYN(p link.Packet) bool {
 	}
 	segment := header.TCP(p.Payload(p.Bytes))
 	target := netip.AddrPortFrom(p.Dst, segment.DestinationPort())
-	if target == netip.AddrPortFrom(e.cfg.Plan.Of(p.Dst).Resolver, portDNS) {
+	if e.cfg.names(target) {
 		return false
 	}
 	verdict := e.policy.Decide(guard.TCP, target)

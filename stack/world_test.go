@@ -37,6 +37,14 @@ func each(t *testing.T, body func(t *testing.T, w *world)) {
 
 func newWorld(t *testing.T, kind tap.Kind, mtu int, change func(*stack.Config)) *world {
 	t.Helper()
+	w := startWorld(t, kind, mtu, change)
+	w.g.Configure(t, netplan.Default())
+	return w
+}
+
+// startWorld is newWorld without addresses on the container's interface.
+func startWorld(t *testing.T, kind tap.Kind, mtu int, change func(*stack.Config)) *world {
+	t.Helper()
 	stacktest.NoLeaks(t)
 	if err := lan(); err != nil {
 		t.Fatal(err)
@@ -69,7 +77,6 @@ func newWorld(t *testing.T, kind tap.Kind, mtu int, change func(*stack.Config)) 
 			t.Error("Run has not returned")
 		}
 	})
-	g.Configure(t, netplan.Default())
 	return w
 }
 

@@ -16,6 +16,10 @@
 // up, a client stays without an answer and Refused counts it; the known host
 // cannot lose its address to a flood.
 //
+// A Server4 that knows of no container's address gives everybody one of the pool,
+// which then depends on the hardware address alone: that is what slirp4netns's
+// callers expect.
+//
 // A restarted server has forgotten its leases. It is the only one on its network,
 // so it grants a client that comes back what the client says it had, if that is
 // free, instead of staying silent (RFC 2131 section 4.3.2).

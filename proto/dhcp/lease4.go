@@ -23,7 +23,8 @@ type lease struct {
 
 func (l *lease) free(now time.Time) bool { return l.key == "" || !now.Before(l.until) }
 
-// table is the leases of a server. The first one is the container's address.
+// table is the leases of a server. The first one is the container's address, if it
+// has one.
 type table struct {
 	leases []lease
 	// reserved keeps the first lease for the known host.
@@ -31,9 +32,12 @@ type table struct {
 }
 
 func newTable(container, first, last netip.Addr, reserved bool) table {
-	t := table{reserved: reserved}
-	t.leases = append(t.leases, lease{addr: container})
-	for a := first; a.IsValid() && a.Compare(last) <= 0 && len(t.leases) <= maxPool; a = a.Next() {
+	t, most := table{reserved: reserved}, maxPool
+	if container.IsValid() {
+		t.leases = append(t.leases, lease{addr: container})
+		most++
+	}
+	for a := first; a.IsValid() && a.Compare(last) <= 0 && len(t.leases) < most; a = a.Next() {
 		if a != container {
 			t.leases = append(t.leases, lease{addr: a})
 		}

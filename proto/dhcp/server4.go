@@ -40,7 +40,8 @@ type Config4 struct {
 	// DNS are the name servers, at most three are sent.
 	DNS []netip.Addr
 	// Container is the address of the known host; PoolFirst to PoolLast, at most
-	// 64, are those of others. An invalid pool means none.
+	// 64, are those of others. An invalid pool means none. Without Container the
+	// pool is for everybody, by hardware address, as slirp4netns has it.
 	Container, PoolFirst, PoolLast netip.Addr
 	// Known is the Ethernet address of the known host. Zero gives Container to
 	// the first client.
@@ -76,7 +77,7 @@ func NewServer4(cfg Config4) *Server4 {
 		cfg.Lease = DefaultLease
 	}
 	cfg.DNS = cfg.DNS[:min(len(cfg.DNS), maxDNS4)]
-	return &Server4{cfg: cfg, table: newTable(cfg.Container, cfg.PoolFirst, cfg.PoolLast, cfg.Known != MAC{})}
+	return &Server4{cfg: cfg, table: newTable(cfg.Container, cfg.PoolFirst, cfg.PoolLast, cfg.Known != MAC{} && cfg.Container.IsValid())}
 }
 
 // Refused returns how many clients stayed without an answer because the pool was
@@ -102,26 +103,36 @@ func (s *Server4) Handle(now time.Time, search []string, msg []byte) (r Reply4, 
 		}
 		return s.reply(&m, ack4, netip.Addr{}, search), true
 	case decline4:
-		s.table.give(now, m.key(), m.requested, true)
+		s.table.give(now, s.key(&m), m.requested, true)
 	case release4:
-		s.table.give(now, m.key(), m.ciaddr, false)
+		s.table.give(now, s.key(&m), m.ciaddr, false)
 	}
 	return Reply4{}, false
 }
 
 func (s *Server4) known(m *message4) bool { return s.table.reserved && m.mac == s.cfg.Known }
 
+// key names the client in the lease table. Who shares one pool by hardware address
+// gets the same address whatever client it runs, in a guest's boot loader too.
+func (s *Server4) key(m *message4) string {
+	if !s.cfg.Container.IsValid() {
+		return m.hardware()
+	}
+	return m.key()
+}
+
 func (s *Server4) discover(now time.Time, search []string, m *message4) (Reply4, bool) {
 	if s.known(m) {
 		return s.reply(m, offer4, s.cfg.Container, search), true
 	}
-	l := s.table.choose(now, m.key(), m.requested)
+	key := s.key(m)
+	l := s.table.choose(now, key, m.requested)
 	if l == nil {
 		s.refused++
 		return Reply4{}, false
 	}
-	if l.key != m.key() || l.free(now) {
-		l.key, l.until = m.key(), now.Add(offerTime)
+	if l.key != key || l.free(now) {
+		l.key, l.until = key, now.Add(offerTime)
 	}
 	return s.reply(m, offer4, l.addr, search), true
 }
@@ -130,8 +141,8 @@ func (s *Server4) discover(now time.Time, search []string, m *message4) (Reply4,
 // where the wanted address stands and in whether another server may be meant.
 func (s *Server4) request(now time.Time, search []string, m *message4) (Reply4, bool) {
 	if m.server.IsValid() && m.server != s.cfg.Server {
-		if l := s.table.held(m.key()); l != nil {
-			s.table.give(now, m.key(), l.addr, false)
+		if l := s.table.held(s.key(m)); l != nil {
+			s.table.give(now, s.key(m), l.addr, false)
 		}
 		return Reply4{}, false
 	}
@@ -144,7 +155,7 @@ func (s *Server4) request(now time.Time, search []string, m *message4) (Reply4, 
 	}
 	granted := want == s.cfg.Container
 	if !s.known(m) {
-		granted = s.table.take(now, m.key(), want, now.Add(s.cfg.Lease)) != nil
+		granted = s.table.take(now, s.key(m), want, now.Add(s.cfg.Lease)) != nil
 	}
 	if !granted {
 		return s.nak(m), true

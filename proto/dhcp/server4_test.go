@@ -335,3 +335,42 @@ func TestSmallNetworks(t *testing.T) {
 		t.Errorf("%d leases of a vast pool", len(s.table.leases))
 	}
 }
+
+// TestPoolAlone: without a container's address everybody shares the pool, by hardware
+// address alone, and keeps what he has.
+func TestPoolAlone(t *testing.T) {
+	c := config4()
+	c.Container = netip.Addr{}
+	s := NewServer4(c)
+	id := func(id string) dhcpv4.Modifier {
+		return dhcpv4.WithOption(dhcpv4.OptClientIdentifier([]byte(id)))
+	}
+	expect(t, s, start, client4(t, dhcpv4.MessageTypeDiscover, knownMAC), "offer 10.0.2.15")
+	expect(t, s, start, client4(t, dhcpv4.MessageTypeRequest, knownMAC, wish("10.0.2.15")), "ack 10.0.2.15")
+	m, _ := answer(t, s, start, nil, client4(t, dhcpv4.MessageTypeRequest, knownMAC, from("10.0.2.15")))
+	if got := m.IPAddressLeaseTime(0); got != day {
+		t.Errorf("the lease is for %s, want %s", got, day)
+	}
+	// The same machine with another client gets the same, also after the lease.
+	expect(t, s, start, client4(t, dhcpv4.MessageTypeDiscover, knownMAC, id("another")), "offer 10.0.2.15")
+	expect(t, s, start.Add(2*day), client4(t, dhcpv4.MessageTypeDiscover, knownMAC, id("third")), "offer 10.0.2.15")
+	expect(t, s, start, client4(t, dhcpv4.MessageTypeRequest, otherMAC(1), wish("10.0.2.100")), "nak")
+	for i := range 15 {
+		want := fmt.Sprintf("offer 10.0.2.%d", 16+i)
+		expect(t, s, start, client4(t, dhcpv4.MessageTypeDiscover, otherMAC(i)), want)
+	}
+	expect(t, s, start, client4(t, dhcpv4.MessageTypeDiscover, otherMAC(15)), "")
+	if s.Refused() != 1 {
+		t.Errorf("%d refused, want 1", s.Refused())
+	}
+}
+
+// TestPoolAloneIsBounded: a table is never larger than maxPool.
+func TestPoolAloneIsBounded(t *testing.T) {
+	c := config4()
+	c.Container, c.PoolFirst, c.PoolLast = netip.Addr{}, netip.MustParseAddr("10.0.2.10"), netip.MustParseAddr("10.0.2.250")
+	s := NewServer4(c)
+	if n := len(s.table.leases); n != maxPool {
+		t.Errorf("%d leases, want %d", n, maxPool)
+	}
+}

@@ -146,8 +146,11 @@ func (m *message4) key() string {
 	if len(m.clientID) > 0 {
 		return "id" + string(m.clientID)
 	}
-	return "hw" + string(m.mac[:])
+	return m.hardware()
 }
+
+// hardware is the client's hardware address as a name.
+func (m *message4) hardware() string { return "hw" + string(m.mac[:]) }
 
 // addr4 reads an address of four bytes; 0.0.0.0 becomes the invalid address.
 func addr4(b []byte) netip.Addr {

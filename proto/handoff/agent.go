@@ -3,6 +3,7 @@ package handoff
 import (
 	"fmt"
 	"path"
+	"slices"
 )
 
 // maxSignal is the last real-time signal number of Linux (signal(7)).
@@ -19,15 +20,29 @@ type AgentSetup struct {
 	// over /etc/resolv.conf and /etc/hosts; empty leaves those as they are.
 	ResolvConf string `json:"resolv_conf"`
 	Hosts      string `json:"hosts"`
-	// Propagation is "rprivate" or "rslave" (mount_namespaces(7)).
+	// Propagation is one of Propagations.
 	Propagation string `json:"propagation"`
 	// CopyUp lists directories that become writable copies.
 	CopyUp []string `json:"copy_up,omitempty"`
 	// PIDNS says that the agent is pid 1 and mounts /proc.
 	PIDNS bool `json:"pidns,omitempty"`
+	// HostNet says that the agent's network namespace is the host's, which stays as
+	// it is.
+	HostNet bool `json:"host_net,omitempty"`
+	// Loopback asks for the loopback interface of the new network namespace, the
+	// agent's own or that of NetNS, to be brought up: nobody else will.
+	Loopback bool `json:"loopback,omitempty"`
+	// Reaper says that orphans are waited for, and not only the command.
+	Reaper bool `json:"reaper,omitempty"`
+	// Cgroup2 asks for the agent's cgroup namespace at /sys/fs/cgroup (version 2).
+	Cgroup2 bool `json:"cgroup2,omitempty"`
 	// Terminal says that a descriptor of the terminal comes along.
 	Terminal bool `json:"terminal,omitempty"`
 }
+
+// Propagations are the ways in which mounts may propagate (mount_namespaces(7));
+// those with an r mean the whole tree.
+var Propagations = [...]string{"rprivate", "rslave", "rshared", "private", "slave", "shared"}
 
 // AgentNetNS brings the descriptor of the network namespace that AgentSetup asked
 // for, before the rest is furnished.
@@ -105,7 +120,7 @@ func (*AgentContinue) check() error { return nil }
 func (*AgentKill) check() error     { return nil }
 
 func (m *AgentSetup) check() error {
-	if m.Propagation != "rprivate" && m.Propagation != "rslave" {
+	if !slices.Contains(Propagations[:], m.Propagation) {
 		return fmt.Errorf("%w: propagation %.32q", ErrMalformed, m.Propagation)
 	}
 	if m.NetNS != "" && !path.IsAbs(m.NetNS) {

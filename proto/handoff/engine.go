@@ -15,6 +15,8 @@ const (
 	TAP EndpointKind = "tap"
 	// Packet is a packet socket on the far end of a veth pair.
 	Packet EndpointKind = "packet"
+	// BareTAP is a TAP device without IFF_VNET_HDR.
+	BareTAP EndpointKind = "bare-tap"
 )
 
 // EngineConfig is the supervisor's first message to the engine. The endpoint's
@@ -37,6 +39,12 @@ type EngineConfig struct {
 	Outbound6 netip.Addr       `json:"outbound6"`
 	Upstreams []netip.AddrPort `json:"upstreams,omitempty"`
 	Search    []string         `json:"search,omitempty"`
+	// NoDNS leaves the container without a name server.
+	NoDNS bool `json:"no_dns,omitempty"`
+	// DHCPFirst and DHCPLast are what DHCP leases, if valid; without them the container
+	// gets its address of the plan.
+	DHCPFirst netip.Addr `json:"dhcp_first,omitzero"`
+	DHCPLast  netip.Addr `json:"dhcp_last,omitzero"`
 	// UDPIdle and UDPIdleUnreplied end UDP flows; zero is the engine's default.
 	UDPIdle          time.Duration `json:"udp_idle,omitempty"`
 	UDPIdleUnreplied time.Duration `json:"udp_idle_unreplied,omitempty"`
@@ -126,7 +134,7 @@ func (*EngineSnapshot) check() error        { return nil }
 func (*EngineExpressLost) check() error     { return nil }
 
 func (m *EngineConfig) check() error {
-	if m.Endpoint != TAP && m.Endpoint != Packet {
+	if m.Endpoint != TAP && m.Endpoint != Packet && m.Endpoint != BareTAP {
 		return fmt.Errorf("%w: endpoint %.32q", ErrMalformed, m.Endpoint)
 	}
 	if m.MTU < 68 || m.MTU > 65535 {

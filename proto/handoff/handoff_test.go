@@ -14,7 +14,8 @@ import (
 // samples holds one filled message of each kind.
 func samples() []Message {
 	return []Message{
-		&AgentSetup{NetNS: "/n", ResolvConf: "/r", Hosts: "/h", Propagation: "rslave", CopyUp: []string{"/etc"}, PIDNS: true, Terminal: true},
+		&AgentSetup{NetNS: "/n", ResolvConf: "/r", Hosts: "/h", Propagation: "rslave", CopyUp: []string{"/etc"}, PIDNS: true, Terminal: true,
+			HostNet: true, Loopback: true, Reaper: true, Cgroup2: true},
 		&AgentNetNS{},
 		&AgentReady{Notices: []string{"one"}},
 		&AgentFailed{Code: 127, Reason: "no such file"},
@@ -32,6 +33,8 @@ func samples() []Message {
 			Outbound4: netip.MustParseAddr("192.0.2.1"), Upstreams: []netip.AddrPort{netip.MustParseAddrPort("[fe80::1%eth0]:53")},
 			Search: []string{"example.org"}, UDPIdle: time.Minute, LogLevel: -4, LogJSON: true, Express: Express{TCP4: true, UDP6: true},
 		},
+		&EngineConfig{Endpoint: BareTAP, MTU: 1500, NoDNS: true,
+			DHCPFirst: netip.MustParseAddr("10.0.2.15"), DHCPLast: netip.MustParseAddr("10.0.2.30")},
 		&EngineReady{Offloads: "CSUM", Notice: "n"},
 		&EngineFailed{Reason: "r", Device: true},
 		&EngineResolvers{Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}, Search: []string{"a"}},
@@ -93,7 +96,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"code 256", `{"v":1,"kind":"agent.exited","body":{"code":256}}`, ErrMalformed},
 		{"code 0 failed", `{"v":1,"kind":"agent.failed","body":{"code":0,"reason":""}}`, ErrMalformed},
 		{"pid 0", `{"v":1,"kind":"agent.started","body":{"pid":0}}`, ErrMalformed},
-		{"propagation", `{"v":1,"kind":"agent.setup","body":{"propagation":"rshared"}}`, ErrMalformed},
+		{"propagation", `{"v":1,"kind":"agent.setup","body":{"propagation":"unbindable"}}`, ErrMalformed},
 		{"relative path", `{"v":1,"kind":"agent.setup","body":{"propagation":"rslave","netns":"n"}}`, ErrMalformed},
 		{"endpoint", `{"v":1,"kind":"engine.config","body":{"endpoint":"x","mtu":1500}}`, ErrMalformed},
 		{"mtu", `{"v":1,"kind":"engine.config","body":{"endpoint":"tap","mtu":67}}`, ErrMalformed},

@@ -52,6 +52,34 @@ func (f Family) Pool() (first, last netip.Addr) {
 	return offset(f.Prefix.Addr(), poolFirstOffset), offset(f.Prefix.Addr(), poolLastOffset)
 }
 
+// CheckPool reports what is wrong with first to last as addresses to lease: they must
+// be hosts' addresses of the network, in this order, and none that the engine answers
+// for. Both invalid is right.
+func (f Family) CheckPool(first, last netip.Addr) error {
+	if !first.IsValid() && !last.IsValid() {
+		return nil
+	}
+	wrong := ""
+	switch {
+	case !f.On():
+		wrong = "the family is off"
+	case !f.Prefix.Contains(first) || !f.Prefix.Contains(last):
+		wrong = "they are not of the network " + f.Prefix.String()
+	case last.Less(first):
+		wrong = "the last one comes before the first"
+	case first == f.Prefix.Addr(), !f.Prefix.Contains(last.Next()):
+		wrong = "the network's first and last address are no host's"
+	case within(f.Gateway, first, last), within(f.Resolver, first, last):
+		wrong = fmt.Sprintf("%s and %s are taken", f.Gateway, f.Resolver)
+	}
+	if wrong != "" {
+		return fmt.Errorf("lease addresses %s to %s: %s", first, last, wrong)
+	}
+	return nil
+}
+
+func within(a, first, last netip.Addr) bool { return !a.Less(first) && !last.Less(a) }
+
 // Owned reports whether addr is one that the engine itself answers for.
 func (f Family) Owned(addr netip.Addr) bool {
 	return f.On() && (addr == f.Gateway || addr == f.Resolver)

@@ -61,3 +61,42 @@ func TestPool(t *testing.T) {
 		t.Error("pool of an absent family")
 	}
 }
+
+func TestCheckPool(t *testing.T) {
+	v4, v6 := Default().V4, Default().V6
+	for _, tc := range []struct {
+		f           Family
+		first, last string
+		ok          bool
+	}{
+		{v4, "10.0.2.15", "10.0.2.30", true},
+		{v4, "10.0.2.15", "10.0.2.15", true},
+		{v4, "10.0.2.1", "10.0.2.1", true},
+		{v4, "10.0.2.4", "10.0.2.254", true},
+		{v4, "", "", true},
+		{v4, "10.0.2.30", "10.0.2.15", false},
+		{v4, "10.0.2.15", "", false},
+		{v4, "", "10.0.2.15", false},
+		{v4, "10.0.1.250", "10.0.2.30", false},
+		{v4, "10.0.2.15", "10.0.3.30", false},
+		{v4, "10.0.2.0", "10.0.2.1", false},
+		{v4, "10.0.2.15", "10.0.2.255", false},
+		{v4, "10.0.2.1", "10.0.2.9", false},
+		{v4, "10.0.2.3", "10.0.2.9", false},
+		{v4, "fd00::15", "fd00::30", false},
+		{v6, "fd00::15", "fd00::30", true},
+		{Family{}, "", "", true},
+		{Family{}, "10.0.2.15", "10.0.2.30", false},
+	} {
+		var first, last netip.Addr
+		if tc.first != "" {
+			first = netip.MustParseAddr(tc.first)
+		}
+		if tc.last != "" {
+			last = netip.MustParseAddr(tc.last)
+		}
+		if err := tc.f.CheckPool(first, last); (err == nil) != tc.ok {
+			t.Errorf("%q to %q in %s: %v", tc.first, tc.last, tc.f.Prefix, err)
+		}
+	}
+}

@@ -42,7 +42,8 @@ type readState struct {
 }
 
 // New takes ownership of f, also when it fails, and probes what its kernel
-// offers. f must be a TAP made with IFF_VNET_HDR, or a bound packet socket.
+// offers. f must be a TAP made with IFF_NO_PI and, but for BareTAP, IFF_VNET_HDR,
+// or a bound packet socket.
 func New(f *os.File, kind Kind) (*Device, error) {
 	d, err := adopt(f, kind)
 	if err != nil {
@@ -64,8 +65,11 @@ func adopt(f *os.File, kind Kind) (*Device, error) {
 	}
 	pollable := os.NewFile(uintptr(own), kind.String())
 	probe := probeTAP
-	if kind == Packet {
+	switch kind {
+	case Packet:
 		probe = probePacket
+	case BareTAP:
+		probe = probeBare
 	}
 	offloads, err := probe(own)
 	if err != nil {
@@ -103,13 +107,19 @@ func (d *Device) Notice() string {
 	if d.offloads.TSO {
 		return ""
 	}
+	if d.kind == BareTAP {
+		return "the TAP was made without IFF_VNET_HDR: large transfers will be slower"
+	}
 	return fmt.Sprintf("this kernel offers only %s on the %s device: large transfers will be slower", d.offloads, d.kind)
 }
 
 // headerLen is the length of the header on the wire of this device.
 func (d *Device) headerLen() int {
-	if d.kind == Packet {
+	switch d.kind {
+	case Packet:
 		return 10
+	case BareTAP:
+		return 0
 	}
 	return HeaderLen
 }
@@ -125,6 +135,9 @@ func (d *Device) OnIdle(fn func()) { d.read.idle = fn }
 func (d *Device) Readv(hdr []byte, bufs ...[]byte) (int, error) {
 	r := &d.read
 	r.iov = appendIovec(r.iov[:0], hdr[:d.headerLen()])
+	if d.kind == BareTAP {
+		clear(hdr[:HeaderLen]) // what such a frame would have
+	}
 	for _, b := range bufs {
 		r.iov = appendIovec(r.iov, b)
 	}
@@ -212,18 +225,35 @@ func (d *Device) Writev(iov []unix.Iovec) error {
 	if len(iov) == 0 || iov[0].Len < HeaderLen+14 {
 		return fmt.Errorf("write to the %s device: frame shorter than its Ethernet header", d.kind)
 	}
-	if d.kind == Packet {
-		// The short header: its last two bytes (num_buffers) are left out.
-		h := unsafe.Slice(iov[0].Base, HeaderLen)
-		copy(h[2:], h[:10])
-		iov[0].Base = &h[2]
-		iov[0].SetLen(int(iov[0].Len) - 2)
+	if err := d.shorten(iov); err != nil {
+		return err
 	}
 	for {
 		if done, err := d.tryWrite(iov); done {
 			return err
 		}
 	}
+}
+
+// shorten makes the first HeaderLen bytes of a frame the header that the device takes.
+// EINVAL, as from a kernel, for a frame whose header asks for what only one with a
+// header can have.
+func (d *Device) shorten(iov []unix.Iovec) error {
+	if d.kind == TAP {
+		return nil
+	}
+	h := unsafe.Slice(iov[0].Base, int(iov[0].Len))
+	skip := HeaderLen - d.headerLen()
+	if d.kind == BareTAP {
+		if h[0]&flagNeedsCsum != 0 || h[1] != gsoNone {
+			return fmt.Errorf("write a frame with an offload to the %s device: %w", d.kind, unix.EINVAL)
+		}
+	} else {
+		copy(h[skip:], h[:d.headerLen()]) // its last two bytes (num_buffers) are left out
+	}
+	iov[0].Base = &h[skip]
+	iov[0].SetLen(len(h) - skip)
+	return nil
 }
 
 // tryWrite makes one attempt, and waits a while if the device is full. The lock

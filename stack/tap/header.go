@@ -3,7 +3,7 @@ package tap
 import "encoding/binary"
 
 // HeaderLen is the room that a Header takes in front of a frame in the
-// engine's own buffers. A packet socket uses the first 10 bytes only.
+// engine's own buffers. A packet socket uses the first 10 bytes only, a BareTAP none.
 const HeaderLen = 12
 
 // Values of the virtio-net header (virtio specification 1.2, 5.1.6;

@@ -15,12 +15,17 @@ type Kind uint8
 const (
 	TAP Kind = iota
 	Packet
+	// BareTAP is a TAP without IFF_VNET_HDR, which has no offloads.
+	BareTAP
 )
 
-// String returns "tap" or "packet".
+// String returns "tap", "packet" or "bare tap".
 func (k Kind) String() string {
-	if k == Packet {
+	switch k {
+	case Packet:
 		return "packet"
+	case BareTAP:
+		return "bare tap"
 	}
 	return "tap"
 }
@@ -78,6 +83,16 @@ func probeTAP(fd int) (Offloads, error) {
 		}
 	}
 	return Offloads{}, errors.New("set offloads on the TAP: the kernel takes none, not even an empty set")
+}
+
+// probeBare turns off what somebody may have turned on who had the device before:
+// without a header a frame cannot say that it is a super-segment, or that its checksum
+// is missing.
+func probeBare(fd int) (Offloads, error) {
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0); err != nil {
+		return Offloads{}, fmt.Errorf("turn the offloads of the TAP off: %w", err)
+	}
+	return Offloads{}, nil
 }
 
 // probePacket turns the header on for a packet socket. UDP super-segments have

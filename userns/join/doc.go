@@ -15,6 +15,7 @@
 //	Target.SendSockets   clients' sockets of published ports, to another process
 //	Target.Make          plain sockets, for the caller to make something of
 //	Target.Listen        a listening socket for the container's own processes
+//	DescribeTAP          a TAP that somebody else has made and handed over
 //
 // # The right process
 //

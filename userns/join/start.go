@@ -40,7 +40,9 @@ type Command struct {
 	Setsid, Setpgid bool
 }
 
-// Start runs a program in the target. Where the user namespace maps id 0, the
+// Start runs a program in the target. A process that lives in our own network
+// namespace is no obstacle: we stay there, since only that namespace's owner may join
+// it. Where the user namespace maps id 0, the
 // program is root in there; elsewhere it keeps our ids and gets the namespace's
 // capabilities as ambient ones (capabilities(7)). A program that cannot be
 // executed is execve's errno. The context bounds the start only.
@@ -51,7 +53,10 @@ func (t *Target) Start(ctx context.Context, cmd Command) (*Process, error) {
 		return nil, err
 	}
 	var s rawfork.Script
-	t.enter(&s)
+	t.enterUser(&s)
+	if !t.sameNet {
+		t.enterNet(&s)
+	}
 	for _, f := range further {
 		s.Call("join the "+kinds[f.kind]+" namespace", unix.SYS_SETNS, rawfork.Int(int(f.file.Fd())), rawfork.Int(f.kind))
 	}

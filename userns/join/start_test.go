@@ -170,3 +170,34 @@ func TestVisitorIsUndumpable(t *testing.T) {
 		t.Errorf("its descriptors are visible inside: %q", got)
 	}
 }
+
+// TestStartBesideOurNetwork: a process with a user namespace of its own in our
+// network namespace is entered by staying there. A network namespace that it only
+// keeps, and that is ours, is not taken for one of its own.
+func TestStartBesideOurNetwork(t *testing.T) {
+	if !usertest.AsUser(t) {
+		return
+	}
+	target := mustOpen(t, inhabited(t, spawn.Auto, func(c *spawn.Config) { c.HostNet = true }).PID)
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	user, err := os.Readlink("/proc/self/ns/user")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Fields(output(t, target, shell("id -u; readlink /proc/self/ns/net /proc/self/ns/user")))
+	if len(got) != 3 || got[0] != "0" || got[1] != own || got[2] == user {
+		t.Errorf("id, network and user namespace: %q; ours are %s and %s", got, own, user)
+	}
+	if err := target.UseNetNS("/proc/self/ns/net"); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := target.Start(context.Background(), shell("true")); err == nil {
+		p.Close()
+		t.Error("our own network namespace was joined with another's user namespace")
+	} else if !errors.Is(err, unix.EPERM) {
+		t.Error(err)
+	}
+}

@@ -23,6 +23,7 @@ type Target struct {
 	pidfd    *os.File // nil for paths
 	proc     *os.File // /proc/PID as a directory; nil for paths
 	sameUser bool     // the user namespace is our own
+	sameNet  bool     // the process's network namespace is our own
 }
 
 // OpenPID takes the namespaces of a living process. ESRCH when there is none,
@@ -58,6 +59,9 @@ func (t *Target) openOf(pid int) error {
 	if err := t.Alive(); err != nil {
 		return err
 	}
+	if t.sameNet, err = sameFile(t.netns, "/proc/self/ns/net"); err != nil {
+		return err
+	}
 	return t.compare()
 }
 
@@ -70,7 +74,7 @@ func (t *Target) UseNetNS(path string) error {
 		return err
 	}
 	t.netns.Close()
-	t.netns = f
+	t.netns, t.sameNet = f, false
 	return nil
 }
 

@@ -63,12 +63,21 @@ func (t *Target) visit(req Request) (*visit, error) {
 
 // enter joins the user and the network namespace.
 func (t *Target) enter(s *rawfork.Script) {
+	t.enterUser(s)
+	t.enterNet(s)
+}
+
+// enterUser joins the user namespace.
+func (t *Target) enterUser(s *rawfork.Script) {
 	s.DieWithParent(unix.SIGKILL)
 	s.CheckParent()
 	s.Undumpable()
 	if !t.sameUser {
 		s.Call(stepUserNS, unix.SYS_SETNS, rawfork.Int(int(t.userns.Fd())), rawfork.Int(unix.CLONE_NEWUSER))
 	}
+}
+
+func (t *Target) enterNet(s *rawfork.Script) {
 	s.Call(stepNetNS, unix.SYS_SETNS, rawfork.Int(int(t.netns.Fd())), rawfork.Int(unix.CLONE_NEWNET))
 }
 

@@ -77,6 +77,9 @@ func newRig(t testing.TB) *rig {
 	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: 1}, {Destination: header.IPv6EmptySubnet, NIC: 1}})
 	r.Out = New(Config{
 		Stack: s, Guard: policy, Flows: r.flows, Sender: ep, Dial: r.dialer.Dial,
+		Names: func(at netip.AddrPort) bool {
+			return at == netip.AddrPortFrom(policy.Plan.Of(at.Addr()).Resolver, 53)
+		},
 		ServeDNS: func(ctx context.Context, c net.Conn) {
 			defer c.Close()
 			r.dns <- c

@@ -50,9 +50,6 @@ import (
 // keep 32 super-segments in flight.
 const receiveWindow = 4 << 20
 
-// portDNS is where the name service listens (RFC 1035 section 4.2).
-const portDNS = 53
-
 // Dialer opens a TCP connection on the host. It must give up when ctx ends.
 type Dialer func(ctx context.Context, target netip.AddrPort) (*net.TCPConn, error)
 
@@ -63,6 +60,8 @@ type Config struct {
 	Flows  *flow.Table
 	Sender refusal.Sender
 	Dial   Dialer
+	// Names reports whether the name service answers at an address.
+	Names func(netip.AddrPort) bool
 	// ServeDNS serves one TCP connection to the name service and closes it.
 	ServeDNS func(ctx context.Context, conn net.Conn)
 	Logger   *slog.Logger
@@ -142,14 +141,13 @@ func (o *Out) Handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool
 	}
 	initiating := netip.AddrPortFrom(address(id.RemoteAddress), id.RemotePort)
 	target := netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
-	plan := o.cfg.Guard.Plan.Of(target.Addr())
-	if target == netip.AddrPortFrom(plan.Resolver, portDNS) {
+	if o.cfg.Names(target) {
 		return o.startName(id, pkt)
 	}
 	verdict := o.cfg.Guard.Decide(guard.TCP, target)
 	if !verdict.Allowed() {
 		o.cfg.Flows.Counters.Inc(flow.TCPRefusedGuard)
-		if plan.Owned(target.Addr()) {
+		if o.cfg.Guard.Plan.Owned(target.Addr()) {
 			return false
 		}
 		o.tell.Report(icmp.AdminProhibited, target.Addr(), initiating.Addr(), quote(pkt))

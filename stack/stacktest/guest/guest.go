@@ -30,7 +30,7 @@ const Name = "tap0"
 // farName is the name of the other end of the pair that a packet socket needs.
 const farName = "far0"
 
-// Kinds are both kinds of device, to run a test over each.
+// Kinds are the kinds of device with offloads, to run a test over each.
 var Kinds = []tap.Kind{tap.TAP, tap.Packet}
 
 // Guest is a network namespace with an interface.
@@ -47,7 +47,7 @@ type Guest struct {
 func New(tb testing.TB, kind tap.Kind, mtu int) *Guest {
 	tb.Helper()
 	g := &Guest{Namespace: nstest.New(tb), Kind: kind}
-	if kind == tap.TAP {
+	if kind != tap.Packet {
 		g.Do(tb, g.openTAP)
 	} else {
 		g.openPacket(tb, mtu)
@@ -100,7 +100,11 @@ func (g *Guest) openTAP() error {
 	if err != nil {
 		return err
 	}
-	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if g.Kind == tap.BareTAP {
+		flags &^= unix.IFF_VNET_HDR
+	}
+	ifr.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		unix.Close(fd)
 		return fmt.Errorf("make the TAP: %w", err)

@@ -237,3 +237,46 @@ func TestChecksumsAgainstGVisor(t *testing.T) {
 		t.Errorf("IPv4 echo %x", []byte(ip))
 	}
 }
+
+func TestPoolForEverybody(t *testing.T) {
+	s := New(Config{
+		Plan: netplan.Default(), ContainerMAC: containerMAC, MTU: 1500, DNSServers: []netip.Addr{},
+		PoolFirst: addr("10.0.2.15"), PoolLast: addr("10.0.2.30"),
+	})
+	offer := lease4(t, ask(t, s, discover(t), true), containerMAC, "10.0.2.15")
+	if offer.YourIPAddr.String() != "10.0.2.15" || len(offer.DNS()) != 0 || offer.Router()[0].String() != "10.0.2.2" {
+		t.Errorf("offer\n%s", offer.Summary())
+	}
+}
+
+// TestNoNameServers: neither advertisements nor DHCPv6 tell of one.
+func TestNoNameServers(t *testing.T) {
+	s := New(Config{Plan: netplan.Default(), ContainerMAC: containerMAC, MTU: 1500, DNSServers: []netip.Addr{}})
+	if m := lease6(t, ask(t, s, solicit6(t), true)); len(m.Options.DNS()) != 0 {
+		t.Errorf("reply\n%s", m.Summary())
+	}
+	ra := header.NDPRouterAdvert(header.ICMPv6(header.IPv6(s.Advertisement()[14:]).Payload()).MessageBody())
+	it, err := ra.Options().Iter(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prefix := false
+	for {
+		o, done, err := it.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done {
+			break
+		}
+		switch o.(type) {
+		case header.NDPRecursiveDNSServer:
+			t.Error("the advertisement has a name server")
+		case header.NDPPrefixInformation:
+			prefix = true
+		}
+	}
+	if !prefix {
+		t.Error("the advertisement has no prefix")
+	}
+}

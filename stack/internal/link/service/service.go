@@ -45,6 +45,10 @@ type Config struct {
 	ContainerMAC MAC
 	// MTU of the link in bytes; 0 means DefaultMTU. Below 1280 IPv6 is off.
 	MTU int
+	// PoolFirst to PoolLast, at most 64 addresses, are what DHCPv4 gives to every
+	// client, the container's interface included. Invalid: that one gets the plan's
+	// address, others one of the plan's pool.
+	PoolFirst, PoolLast netip.Addr
 	// DNSServers are told to clients; nil means the plan's resolvers.
 	DNSServers []netip.Addr
 	// DNSSearch is the search list told to clients. See SetSearch.
@@ -99,11 +103,15 @@ func (s *Service) newServers() {
 	}
 	if v4 := s.cfg.Plan.V4; v4.On() {
 		s.subnetCast = inet.Broadcast(v4.Prefix)
-		first, last := v4.Pool()
-		s.dhcp4 = dhcp.NewServer4(dhcp.Config4{
-			Prefix: v4.Prefix, Server: v4.Gateway, DNS: dns4, Container: v4.Container,
-			PoolFirst: first, PoolLast: last, Known: s.cfg.ContainerMAC, MTU: s.cfg.MTU,
-		})
+		c := dhcp.Config4{
+			Prefix: v4.Prefix, Server: v4.Gateway, DNS: dns4, MTU: s.cfg.MTU,
+			PoolFirst: s.cfg.PoolFirst, PoolLast: s.cfg.PoolLast,
+		}
+		if !c.PoolFirst.IsValid() {
+			c.PoolFirst, c.PoolLast = v4.Pool()
+			c.Container, c.Known = v4.Container, s.cfg.ContainerMAC
+		}
+		s.dhcp4 = dhcp.NewServer4(c)
 	}
 	if v6 := s.cfg.Plan.V6; v6.On() {
 		s.dhcp6 = dhcp.NewServer6(dhcp.Config6{
