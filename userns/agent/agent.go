@@ -2,7 +2,8 @@
 // user's command: root of the user namespace, and pid 1 where there is a pid
 // namespace.
 //
-// Its life: it adopts orphans (PR_SET_CHILD_SUBREAPER), furnishes the mount
+// Its life: it adopts orphans (PR_SET_CHILD_SUBREAPER) and, unless it was told
+// otherwise, waits for them when they end; it furnishes the mount
 // namespace (package furnish), says that it is ready, waits until the network
 // works, starts the command in a process group of its own, hands signals to it
 // and reports its stops and its end. When the command has ended, when the
@@ -85,7 +86,13 @@ type agent struct {
 	children chan os.Signal
 	terminal *term.Terminal
 	house    furnish.House
+	// detached is the network namespace that the command is not in, until it has
+	// been started; nil for none.
+	detached *os.File
 	pid      int // of the command, 0 before and after its life
+	// reaper says that orphans are waited for; without, they stay zombies until
+	// the end, as children of a process do that knows only its command.
+	reaper bool
 }
 
 // incoming is a message of the supervisor with its descriptors.
@@ -180,7 +187,8 @@ func (a *agent) setup(m *handoff.AgentSetup, files []*os.File) bool {
 	} else {
 		seam.CloseAll(files)
 	}
-	detached, err := a.detach(m.NetNS)
+	a.reaper = m.Reaper
+	detached, err := a.detach(m.NetNS, m.Loopback)
 	if err != nil {
 		return a.fail(ExitFailed, err)
 	}
@@ -192,8 +200,11 @@ func (a *agent) setup(m *handoff.AgentSetup, files []*os.File) bool {
 		Propagation: m.Propagation,
 		CopyUp:      m.CopyUp,
 		Proc:        m.PIDNS,
+		HostNet:     m.HostNet,
+		Loopback:    m.Loopback,
+		Cgroup2:     m.Cgroup2,
 	})
-	_ = detached.Close() // its mount keeps it; a nil file has nothing to close
+	a.detached = detached
 	if err != nil {
 		return a.fail(ExitFailed, err)
 	}
@@ -203,11 +214,11 @@ func (a *agent) setup(m *handoff.AgentSetup, files []*os.File) bool {
 
 // detach makes the network namespace that is to be bound to path, if any, and hands
 // it to the supervisor at once, which connects it while the rest is furnished.
-func (a *agent) detach(path string) (*os.File, error) {
+func (a *agent) detach(path string, loopback bool) (*os.File, error) {
 	if path == "" {
 		return nil, nil
 	}
-	ns, err := furnish.NetNS()
+	ns, err := furnish.NetNS(loopback)
 	if err != nil {
 		return nil, err
 	}
@@ -226,12 +237,19 @@ func (a *agent) fail(code int, err error) bool {
 	return false
 }
 
-// reap waits for all children that have changed state and reports whether the
-// command is among the dead.
+// reap waits for all children that have changed state, or only for the command
+// without a reaper, and reports whether the command is among the dead.
 func (a *agent) reap() (ended bool) {
 	for {
 		var status unix.WaitStatus
-		pid, err := unix.Wait4(-1, &status, unix.WNOHANG|unix.WUNTRACED, nil)
+		whom := -1
+		if !a.reaper {
+			whom = a.pid
+		}
+		if whom == 0 {
+			return ended // no command, and 0 would mean our process group
+		}
+		pid, err := unix.Wait4(whom, &status, unix.WNOHANG|unix.WUNTRACED, nil)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}

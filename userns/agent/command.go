@@ -29,7 +29,25 @@ func (a *agent) start(foreground bool) bool {
 	if err != nil {
 		return a.fail(exitCode(err), fmt.Errorf("run %s: %w", a.argv[0], cause(err)))
 	}
+	if err := a.followNetwork(); err != nil {
+		return a.fail(ExitFailed, err)
+	}
 	return a.conn.Send(&handoff.AgentStarted{PID: a.pid}) == nil
+}
+
+// followNetwork has the agent itself enter the network namespace that it has made beside
+// the command's: those who know RootlessKit look for it at the child's
+// /proc/PID/ns/net (nsenter(1) -t). Nothing is forked after the command.
+func (a *agent) followNetwork() error {
+	if a.detached == nil {
+		return nil
+	}
+	// The mount keeps the namespace.
+	defer func() { _ = a.detached.Close(); a.detached = nil }()
+	if err := unix.Setns(int(a.detached.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter the detached network namespace: %w", os.NewSyscallError("setns", err))
+	}
+	return nil
 }
 
 // fork starts path in a process group of its own. Its environment and directory

@@ -18,13 +18,13 @@ import (
 )
 
 // gather looks at the machine and at ourselves.
-func gather(ctx context.Context, mode Mode) (facts, error) {
-	f := facts{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
+func gather(ctx context.Context, mode Mode, from subid.Kind) (facts, error) {
+	f := facts{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), from: from}
 	if mode == Single {
 		return f, nil // nothing else is asked
 	}
 	f.user = username(f.uid)
-	f.ranges, f.rangesErr = subid.Lookup(ctx, subid.Source{}, f.user, f.uid)
+	f.ranges, f.rangesErr = subid.Lookup(ctx, subid.Source{Kind: from}, f.user, f.uid)
 	nnp, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
 	f.noNewPrivs = err == nil && nnp == 1
 	if f.privileged, err = maySetIDs(); err != nil {

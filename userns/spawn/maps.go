@@ -46,12 +46,22 @@ type IDMaps struct {
 // PlanMaps decides the id maps for the calling user. With Subid, what is in the
 // way is an error that wraps ErrMapping; with Auto it is the plan's Notice.
 func PlanMaps(ctx context.Context, mode Mode) (IDMaps, error) {
+	return PlanMapsFrom(ctx, mode, subid.Auto)
+}
+
+// PlanMapsFrom is PlanMaps with a choice of where subordinate ids are looked up.
+func PlanMapsFrom(ctx context.Context, mode Mode, from subid.Kind) (IDMaps, error) {
 	switch mode {
 	case Auto, Subid, Single:
 	default:
 		return IDMaps{}, fmt.Errorf("id map mode %q: want auto, subid or single", mode)
 	}
-	f, err := gather(ctx, mode)
+	switch from {
+	case "", subid.Auto, subid.Dynamic, subid.Static:
+	default:
+		return IDMaps{}, fmt.Errorf("source of subordinate ids %q: want auto, dynamic or static", from)
+	}
+	f, err := gather(ctx, mode, from)
 	if err != nil {
 		return IDMaps{}, fmt.Errorf("plan the id maps: %w", err)
 	}
@@ -62,6 +72,7 @@ func PlanMaps(ctx context.Context, mode Mode) (IDMaps, error) {
 type facts struct {
 	uid, gid   uint32
 	user       string
+	from       subid.Kind
 	ranges     subid.Ranges
 	rangesErr  error
 	noNewPrivs bool
@@ -139,6 +150,10 @@ func missingRanges(f facts) error {
 		option string
 		ranges []subid.Range
 	}{{"/etc/subuid", "--add-subuids", f.ranges.UID}, {"/etc/subgid", "--add-subgids", f.ranges.GID}} {
+		if len(side.ranges) == 0 && f.from == subid.Dynamic {
+			return fmt.Errorf("no subordinate ids for %s from getsubids (the directory's counterpart of %s): ask for some there, or for /etc/subuid and /etc/subgid use --subid-source=static",
+				f.user, side.file)
+		}
 		if len(side.ranges) == 0 {
 			first := uint64(f.ranges.Free)
 			return fmt.Errorf("no subordinate ids for %s in %s: ask for \"usermod %s %d-%d %s\"",

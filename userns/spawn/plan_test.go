@@ -59,6 +59,9 @@ func TestPlanObstacles(t *testing.T) {
 		{"no_new_privs", func(f *facts) { f.noNewPrivs = true }, []string{"no_new_privs"}},
 		{"no subuid", func(f *facts) { f.ranges.UID = nil }, []string{"alice", "/etc/subuid", "usermod --add-subuids"}},
 		{"no subgid", func(f *facts) { f.ranges.GID = nil }, []string{"alice", "/etc/subgid", "usermod --add-subgids"}},
+		{"getsubids knows nobody", func(f *facts) {
+			f.ranges.UID, f.from = nil, subid.Dynamic
+		}, []string{"alice", "getsubids", "--subid-source=static"}},
 		{"getsubids failed", func(f *facts) { f.rangesErr = errors.New("sssd is down") }, []string{"sssd is down"}},
 		{"overlapping ranges", func(f *facts) {
 			f.ranges.UID = append(f.ranges.UID, subid.Range{Start: 100001, Count: 1})

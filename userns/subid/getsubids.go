@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -42,6 +43,26 @@ func (s Source) ask(ctx context.Context, username string) (Ranges, error) {
 	}
 	if r.GID, err = s.run(ctx, "-g", username); err != nil {
 		return Ranges{}, err
+	}
+	return r, nil
+}
+
+// askTwice asks for the user by name and then, for what he lacks, by number: a
+// source may list its owners either way (subuid(5)).
+func (s Source) askTwice(ctx context.Context, username string, uid uint32) (Ranges, error) {
+	r, err := s.ask(ctx, username)
+	if err != nil || len(r.UID) > 0 && len(r.GID) > 0 {
+		return r, err
+	}
+	more, err := s.ask(ctx, strconv.FormatUint(uint64(uid), 10))
+	if err != nil {
+		return Ranges{}, err
+	}
+	if len(r.UID) == 0 {
+		r.UID = more.UID
+	}
+	if len(r.GID) == 0 {
+		r.GID = more.GID
 	}
 	return r, nil
 }

@@ -32,8 +32,22 @@ type Ranges struct {
 	Free uint32
 }
 
+// Kind says which of the places count.
+type Kind string
+
+// The kinds.
+const (
+	// Auto is the order above; it is also what "" means.
+	Auto Kind = "auto"
+	// Dynamic is getsubids alone, whatever nsswitch.conf says.
+	Dynamic Kind = "dynamic"
+	// Static is the files alone.
+	Static Kind = "static"
+)
+
 // Source says where to look. The zero Source means the machine's real places.
 type Source struct {
+	Kind       Kind
 	SubUIDFile string // default /etc/subuid
 	SubGIDFile string // default /etc/subgid
 	NSSwitch   string // default /etc/nsswitch.conf
@@ -45,6 +59,12 @@ type Source struct {
 // nothing else could answer.
 func Lookup(ctx context.Context, src Source, username string, uid uint32) (Ranges, error) {
 	src = src.withDefaults()
+	switch src.Kind {
+	case Dynamic:
+		return src.askTwice(ctx, username, uid)
+	case Static:
+		return src.read(username, uid)
+	}
 	if src.delegated() {
 		return src.ask(ctx, username)
 	}

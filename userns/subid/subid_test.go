@@ -192,3 +192,46 @@ func TestFreeIsAboveEveryRange(t *testing.T) {
 		}
 	}
 }
+
+// TestLookupKinds: a source that was named is the only one.
+func TestLookupKinds(t *testing.T) {
+	inFiles := []Range{{Start: 100000, Count: 65536}}
+	byName := []Range{{Start: 700000, Count: 1000}, {Start: 800000, Count: 2000}}
+	byNumber := []Range{{Start: 910000, Count: 5}}
+	files := map[string]string{
+		"subuid": "alice:100000:65536\n", "subgid": "alice:100000:65536\n", "nsswitch.conf": "subid: sss\n",
+		"getsubids": strings.Replace(fromDirectory, `"-g alice") echo "0: alice 900000 3000"`, `"-g 1000") echo "0: 1000 910000 5"`, 1),
+	}
+	for _, tc := range []struct {
+		kind     Kind
+		nsswitch string
+		user     string
+		uid, gid []Range
+	}{
+		{Static, "subid: sss\n", "alice", inFiles, inFiles},
+		{Static, "", "bob", nil, nil},
+		{Dynamic, "subid: files\n", "alice", byName, byNumber},
+		{Dynamic, "", "bob", nil, byNumber},
+		{Auto, "subid: files\n", "alice", inFiles, inFiles},
+		{"", "subid: sss\n", "alice", byName, nil},
+	} {
+		files["nsswitch.conf"] = tc.nsswitch
+		src := place(t, files)
+		src.Kind = tc.kind
+		got, err := Lookup(context.Background(), src, tc.user, 1000)
+		if err != nil {
+			t.Errorf("%s of %s: %v", tc.kind, tc.user, err)
+		}
+		if diff := cmp.Diff(tc.uid, got.UID); diff != "" {
+			t.Errorf("%s, %s: uids:\n%s", tc.kind, tc.user, diff)
+		}
+		if diff := cmp.Diff(tc.gid, got.GID); diff != "" {
+			t.Errorf("%s, %s: gids:\n%s", tc.kind, tc.user, diff)
+		}
+	}
+	src := place(t, map[string]string{"subuid": "alice:1:1\n", "subgid": "alice:1:1\n"})
+	src.Kind = Dynamic
+	if _, err := Lookup(context.Background(), src, "alice", 1000); err == nil {
+		t.Error("a getsubids that is not there was no error")
+	}
+}

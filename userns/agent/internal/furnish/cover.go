@@ -14,6 +14,10 @@ type cover struct {
 	target string   // what programs open
 	source *os.File // ours, O_PATH
 	ours   fileID
+	// copied says that /etc is a copy that was made here, so that it may be changed;
+	// all covers share it. One that was made outside, by an instance that this one
+	// runs in, is not ours to change.
+	copied *bool
 }
 
 // fileID tells files apart, whatever path leads to them.
@@ -26,6 +30,7 @@ func idOf(st *unix.Stat_t) fileID { return fileID{st.Dev, st.Ino} }
 // openCovers opens our files before anything is mounted over the way to them.
 func openCovers(p Plan) ([]*cover, error) {
 	var covers []*cover
+	copied := p.copies("/etc")
 	for _, pair := range [][2]string{{"/etc/resolv.conf", p.ResolvConf}, {"/etc/hosts", p.Hosts}} {
 		if pair[1] == "" {
 			continue
@@ -34,6 +39,7 @@ func openCovers(p Plan) ([]*cover, error) {
 		if err != nil {
 			return nil, err
 		}
+		c.copied = &copied
 		covers = append(covers, c)
 	}
 	return covers, nil
@@ -58,13 +64,18 @@ func (c *cover) inPlace() bool {
 	return unix.Stat(c.target, &st) == nil && idOf(&st) == c.ours
 }
 
-// put binds our file over the target, through the target's symbolic links. A
-// target that does not exist cannot be mounted on, so its directory becomes a
-// writable copy first and gets an empty file.
+// put binds our file over the target. In a copied-up directory it takes the place
+// of the link there, where the host's changes of its own file do not reach it; else
+// it is bound through the target's symbolic links. A target that does not exist
+// cannot be mounted on, so its directory becomes a writable copy first and gets an
+// empty file.
 func (c *cover) put() error {
-	err := c.bind()
-	if !errors.Is(err, unix.ENOENT) {
-		return err
+	if !*c.copied {
+		if err := c.bind(); !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	} else if c.isFile() {
+		return c.bind()
 	}
 	if err := c.create(); err != nil {
 		return err
@@ -81,30 +92,27 @@ func (c *cover) bind() error {
 	return nil
 }
 
+// isFile reports whether the target itself is a regular file, and no link.
+func (c *cover) isFile() bool {
+	var st unix.Stat_t
+	return unix.Lstat(c.target, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+}
+
 // create makes an empty target in a writable copy of its directory.
 func (c *cover) create() error {
 	dir := filepath.Dir(c.target)
-	if !isTmpfsOfOurs(dir) {
+	if !*c.copied {
 		if err := copyUp(dir, filepath.Dir(c.source.Name())); err != nil {
 			return err
 		}
+		*c.copied = true
 	}
 	if err := os.Remove(c.target); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove the dangling link %s: %w", c.target, err)
+		return fmt.Errorf("remove the link %s: %w", c.target, err)
 	}
 	f, err := os.OpenFile(c.target, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", c.target, err)
 	}
 	return f.Close()
-}
-
-// isTmpfsOfOurs reports whether dir has been copied up already.
-func isTmpfsOfOurs(dir string) bool {
-	hidden, err := filepath.Glob(filepath.Join(dir, ".ro*"))
-	if err != nil || len(hidden) == 0 {
-		return false
-	}
-	var top, below unix.Stat_t
-	return unix.Stat(dir, &top) == nil && unix.Stat(hidden[0], &below) == nil && top.Dev != below.Dev
 }

@@ -13,7 +13,8 @@
 //
 // Where the network namespace is detached, the command lives in the host's and
 // sees the host's: /sys, /etc/resolv.conf, /etc/hosts and the sysctls stay as they
-// are, and the new namespace is a file (netns.go).
+// are, and the new namespace is a file (netns.go). The same holds where there is
+// no new one at all.
 package furnish
 
 import (
@@ -21,6 +22,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,7 +37,16 @@ type Plan struct {
 	// ResolvConf and Hosts are the files that cover /etc/resolv.conf and
 	// /etc/hosts; empty: no cover.
 	ResolvConf, Hosts string
-	// Propagation is "rprivate" or "rslave"; empty means the former.
+	// HostNet says that the process's network namespace is the host's without a
+	// detached one too.
+	HostNet bool
+	// Loopback brings the loopback interface of the process's network namespace up.
+	Loopback bool
+	// Cgroup2 shows the process's cgroup namespace at /sys/fs/cgroup, in place of
+	// the host's hierarchies.
+	Cgroup2 bool
+	// Propagation is one of mount_namespaces(7)'s ways, with an r for the whole
+	// tree; empty means "rprivate".
 	Propagation string
 	// CopyUp lists absolute directories to be made writable copies.
 	CopyUp []string
@@ -71,11 +82,8 @@ func Furnish(p Plan) (h House, notices []string, err error) {
 		}
 	}
 	home := p.home()
-	if p.Detached == nil {
-		if err := mountSys(home); err != nil {
-			notices = append(notices, err.Error())
-		}
-		openPing()
+	if notices, err = p.system(home); err != nil {
+		return House{}, notices, err
 	}
 	if err := p.arrange(home); err != nil {
 		return House{}, notices, err
@@ -85,6 +93,9 @@ func Furnish(p Plan) (h House, notices []string, err error) {
 			return House{}, notices, err
 		}
 	}
+	if err := share(p.Propagation); err != nil {
+		return House{}, notices, err
+	}
 	if len(covers) == 0 {
 		return House{}, notices, nil
 	}
@@ -93,6 +104,25 @@ func Furnish(p Plan) (h House, notices []string, err error) {
 		return House{}, notices, err
 	}
 	return House{watch: watch}, notices, nil
+}
+
+// system makes the kernel's file systems show the new namespaces.
+func (p Plan) system(home string) (notices []string, err error) {
+	if p.Detached == nil && !p.HostNet {
+		if err := mountSys(home); err != nil {
+			notices = append(notices, err.Error())
+		}
+		openPing()
+		if p.Loopback {
+			if err := loopbackUp(); err != nil {
+				return notices, err
+			}
+		}
+	}
+	if p.Cgroup2 {
+		return notices, mountCgroup2()
+	}
+	return notices, nil
 }
 
 // arrange makes the copies, then binds the detached network namespace, whose path
@@ -109,6 +139,11 @@ func (p Plan) arrange(home string) error {
 	return bindNetNS(p.Detached, p.NetNS)
 }
 
+// copies reports whether dir is among the directories that are copied up.
+func (p Plan) copies(dir string) bool {
+	return slices.ContainsFunc(p.CopyUp, func(d string) bool { return resolved(d) == resolved(dir) })
+}
+
 // home is the instance's directory, empty if the plan names no file in it.
 func (p Plan) home() string {
 	for _, file := range []string{p.ResolvConf, p.NetNS} {
@@ -117,20 +152,6 @@ func (p Plan) home() string {
 		}
 	}
 	return ""
-}
-
-// cutPropagation keeps our mounts from the host's mount namespace. The kernel
-// has made them slaves already, as the user namespaces differ
-// (mount_namespaces(7)); private also keeps the host's later mounts out.
-func cutPropagation(mode string) error {
-	flag := uintptr(unix.MS_PRIVATE)
-	if mode == "rslave" {
-		flag = unix.MS_SLAVE
-	}
-	if err := unix.Mount("", "/", "", flag|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("set mount propagation of / to %s: %w", mode, err)
-	}
-	return nil
 }
 
 // mountProc mounts a /proc of the new pid namespace. The kernel allows that only

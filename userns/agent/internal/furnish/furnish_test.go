@@ -94,3 +94,25 @@ func TestCoverInPlace(t *testing.T) {
 		t.Error("our file was not recognised")
 	}
 }
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCopies: whether a directory is copied up is told by where its path leads.
+func TestCopies(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	p := Plan{CopyUp: []string{"/etc/", link}}
+	for path, want := range map[string]bool{"/etc": true, dir: true, "/etc/ssl": false, "/": false} {
+		if p.copies(path) != want {
+			t.Errorf("copies(%q) = %v", path, !want)
+		}
+	}
+}

@@ -10,10 +10,11 @@ import (
 )
 
 // NetNS creates a network namespace that nobody lives in, owned by the calling
-// process's user namespace, and returns it. All threads of the process stay where
+// process's user namespace, and returns it, with its loopback interface up if asked
+// for. All threads of the process stay where
 // they are, and the one that made it ends. The main goroutine must be locked to
 // the main thread, the only one that Go could not end.
-func NetNS() (*os.File, error) {
+func NetNS(loopback bool) (*os.File, error) {
 	type made struct {
 		ns  *os.File
 		err error
@@ -21,7 +22,7 @@ func NetNS() (*os.File, error) {
 	result := make(chan made)
 	go func() {
 		runtime.LockOSThread() // for good, so the thread ends with the goroutine
-		ns, err := unshareNet()
+		ns, err := unshareNet(loopback)
 		result <- made{ns, err}
 	}()
 	m := <-result
@@ -29,19 +30,44 @@ func NetNS() (*os.File, error) {
 }
 
 // unshareNet moves the calling thread to a new network namespace and returns it.
-func unshareNet() (*os.File, error) {
+func unshareNet(loopback bool) (*os.File, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return nil, fmt.Errorf("create a network namespace for --detach-netns: %w%s", err, unshareFix(err))
 	}
 	// The sysctls of the network are those of the thread's namespace, so this is
 	// the place to set them: any other thread would set the host's.
 	openPing()
+	if loopback {
+		if err := loopbackUp(); err != nil {
+			return nil, err
+		}
+	}
 	const path = "/proc/thread-self/ns/net"
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// loopbackUp brings up the loopback interface of the calling thread's network
+// namespace. The kernel gives it 127.0.0.1/8 and ::1/128 by itself.
+func loopbackUp() error {
+	fail := func(err error) error { return fmt.Errorf("bring the loopback interface up: %w", err) }
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return fail(err)
+	}
+	req.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
+		return fail(err)
+	}
+	return nil
 }
 
 // unshareFix is what helps against the refusal that is about a setting

@@ -46,7 +46,7 @@ func TestNetNS(t *testing.T) {
 	}
 	const ping = "/proc/sys/net/ipv4/ping_group_range"
 	own, before := netOf(t, "/proc/self/ns/net"), read(t, ping)
-	ns, err := NetNS()
+	ns, err := NetNS(false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package furnish
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -56,11 +57,33 @@ func within(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
+// cgroups is where programs look for control groups.
+const cgroups = "/sys/fs/cgroup"
+
+// mountCgroup2 shows the cgroup namespace's own tree, which its root may change
+// where it was delegated, at the place where programs look for it.
+func mountCgroup2() error {
+	err := unix.Mount("cgroup2", cgroups, "cgroup2", cgroupFlags, "")
+	if errors.Is(err, unix.EBUSY) {
+		// The same tree is there already, and the kernel does not mount a file
+		// system over itself.
+		if err = unix.Mount("tmpfs", cgroups, "tmpfs", cgroupFlags, "mode=0755"); err == nil {
+			err = unix.Mount("cgroup2", cgroups, "cgroup2", cgroupFlags, "")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("mount the cgroup namespace at %s: %w", cgroups, err)
+	}
+	return nil
+}
+
+// cgroupFlags are those that systemd mounts control groups with.
+const cgroupFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
 // mountSys mounts a /sys of the new network namespace, so that /sys/class/net
 // shows its interfaces, and puts the control groups back in their place. An
 // error leaves the host's /sys as it was.
 func mountSys(home string) error {
-	const cgroups = "/sys/fs/cgroup"
 	aside := ""
 	if _, err := os.Stat(cgroups); err == nil {
 		if aside, err = stage(cgroups, home); err != nil {
@@ -107,11 +130,15 @@ func copyUp(dir, home string) error {
 	if !filepath.IsAbs(dir) || dir == "/" {
 		return fmt.Errorf("copy up %s: want an absolute directory below /", dir)
 	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return fmt.Errorf("copy up %s: %w", dir, err)
+	}
 	aside, err := stage(dir, home)
 	if err != nil {
 		return fmt.Errorf("copy up %s: %w", dir, err)
 	}
-	original, err := coverWithTmpfs(dir, aside)
+	original, err := coverWithTmpfs(dir, aside, st.Mode&0o7777)
 	if err != nil {
 		_ = unix.Unmount(aside, unix.MNT_DETACH)
 		return fmt.Errorf("copy up %s: %w", dir, err)
@@ -122,9 +149,12 @@ func copyUp(dir, home string) error {
 	return nil
 }
 
-// coverWithTmpfs mounts a tmpfs over dir and moves the staged original below it.
-func coverWithTmpfs(dir, aside string) (original string, err error) {
-	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+// coverWithTmpfs mounts a tmpfs with dir's mode over dir and moves the staged
+// original below it. Set-user-id programs count in it, for container engines keep
+// images there; the kernel keeps device files out by itself, as the mount is a user
+// namespace's (user_namespaces(7)).
+func coverWithTmpfs(dir, aside string, mode uint32) (original string, err error) {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("mode=%#o", mode)); err != nil {
 		return "", fmt.Errorf("mount tmpfs: %w", err)
 	}
 	original, err = os.MkdirTemp(dir, ".ro")
