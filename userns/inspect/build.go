@@ -156,6 +156,9 @@ func (c *collector) engine(pid int) *Engine {
 			e.PID = c.engineOf(pid)
 		}
 	}
+	if own := c.engineOf(pid); p.owner != nil && p.owner.Role == "parent" && own != pid {
+		e.PID, e.Kind = own, c.procs[own].owner.Runtime
+	}
 	return e
 }
 

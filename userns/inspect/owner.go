@@ -101,13 +101,17 @@ func machinery(p *raw) *Owner {
 	return nil
 }
 
+// agentProgram is what the process calls itself that postern runs in RootlessKit's place
+// where that runs its child.
+const agentProgram = "postern-agent"
+
 // byParent recognises a process by what its parent is.
 func byParent(p, parent *raw) *Owner {
 	if parent == nil || parent.owner == nil {
 		return nil
 	}
 	switch o := *parent.owner; {
-	case o.Runtime == "rootlesskit" && o.Role == "parent" && len(p.words) > 1 && p.words[0] == "/proc/self/exe":
+	case o.Runtime == "rootlesskit" && o.Role == "parent" && (len(p.words) > 1 && p.words[0] == "/proc/self/exe" || p.program() == agentProgram):
 		return &Owner{Runtime: "rootlesskit", Role: "child", Name: o.Name}
 	case o.Role == "monitor" && o.ID != "" && p.ns != parent.ns:
 		return &Owner{Runtime: o.Runtime, ID: o.ID, Name: o.Name}
@@ -155,7 +159,11 @@ func recognise(procs map[int]*raw, known map[int]Owner) {
 			p.owner = better(&k, p.owner)
 		}
 		parent := procs[p.stat.parent]
-		p.owner = better(p.owner, byParent(p, parent))
+		if o := byParent(p, parent); o != nil && o.Role == "child" {
+			p.owner = o // whoever serves its network
+		} else {
+			p.owner = better(p.owner, o)
+		}
 		if p.owner == nil || p.owner.Role == "" {
 			p.owner = better(p.owner, ofCgroup(p.cgroup))
 		}

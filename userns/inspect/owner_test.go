@@ -31,6 +31,25 @@ func TestRecognise(t *testing.T) {
 			map[int]string{10: "rootlesskit parent /run/user/1000/containerd-rootless",
 				11: "rootlesskit child /run/user/1000/containerd-rootless", 12: "slirp4netns engine", 13: ""},
 		},
+		"RootlessKit with our slirp4netns": {
+			[]*raw{
+				proc(10, 1, 1, "rootlesskit --state-dir=/run/user/1000/kit --net=slirp4netns sh", ""),
+				proc(11, 10, 2, "/proc/self/exe --state-dir=/run/user/1000/kit sh", ""),
+				proc(12, 10, 1, "slirp4netns --mtu 65520 -r 3 11 tap0", ""),
+				proc(13, 12, 1, "postern-engine", ""),
+				proc(14, 11, 2, "containerd", ""),
+			},
+			map[int]Owner{12: {Runtime: "postern", ID: "a", Name: "a", Role: "supervisor"}, 11: {Runtime: "postern", ID: "a", Name: "a"}},
+			map[int]string{10: "rootlesskit parent /run/user/1000/kit", 11: "rootlesskit child /run/user/1000/kit",
+				12: "postern supervisor a", 13: "postern engine", 14: ""},
+		},
+		"we in RootlessKit's place": {
+			[]*raw{
+				proc(10, 1, 1, "/home/x/bin/rootlesskit --state-dir=/run/user/1000/kit --net=slirp4netns sh", ""),
+				proc(11, 10, 1, "postern-engine", ""), proc(12, 10, 2, "postern-agent sh", ""), proc(13, 12, 2, "containerd", ""),
+			}, nil,
+			map[int]string{10: "rootlesskit parent /run/user/1000/kit", 11: "postern engine", 12: "rootlesskit child /run/user/1000/kit", 13: ""},
+		},
 		"nerdctl, by cgroup, its name from the bundle": {
 			[]*raw{proc(20, 1, 3, "nginx: master process", slice+"nerdctl-"+digest+".scope\n"), proc(21, 20, 3, "nginx: worker", slice+"nerdctl-"+digest+".scope\n")},
 			map[int]Owner{20: {Runtime: "nerdctl", ID: digest, Name: "web"}},

@@ -171,7 +171,7 @@ func (c *collector) findKits() {
 				}
 			}
 		}
-		c.names[network] = append(c.names[network], "RootlessKit "+Clean(dir, 256))
+		c.names[network] = append([]string{"RootlessKit " + Clean(dir, 256)}, c.names[network]...)
 	}
 }
 
