@@ -70,6 +70,7 @@ ping to the outside, and name service, from one static program.
 		return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
 	})
 	root.AddCommand(a.runCommand(), a.attachCommand(), a.portsCommand(), a.psCommand(), a.execCommand(), a.netnsCommand(), a.inspectCommand(), a.ociCommand())
+	root.AddCommand(a.personalityCommands()...)
 	return root
 }
 

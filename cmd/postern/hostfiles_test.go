@@ -44,11 +44,17 @@ func TestHostReplacesResolvConf(t *testing.T) {
 	if !asRoot(t) {
 		return
 	}
+	t.Run("plain", func(t *testing.T) { hostReplaces(t) })
+	t.Run("copied up", func(t *testing.T) { hostReplaces(t, "--copy-up=/etc") })
+}
+
+func hostReplaces(t *testing.T, flags ...string) {
 	privateEtc(t)
 	writeHost(t, "nameserver 192.0.2.1\nsearch first.example\n")
 
-	cmd := exec.Command("/proc/self/exe", "run", "--", "sh", "-c",
-		`while read x; do cat /etc/resolv.conf | tr '\n' ' '; echo; done`)
+	args := append([]string{"run"}, flags...)
+	cmd := exec.Command("/proc/self/exe", append(args, "--", "sh", "-c",
+		`while read x; do cat /etc/resolv.conf | tr '\n' ' '; echo; done`)...)
 	cmd.Args[0] = "postern"
 	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+shortDir(t))
 	in, err := cmd.StdinPipe()

@@ -12,5 +12,5 @@ func main() {
 	if role := roleOf(os.Args); role != nil {
 		os.Exit(role())
 	}
-	os.Exit(run(context.Background(), os.Args[1:], os.Environ(), stdio{os.Stdin, os.Stdout, os.Stderr}))
+	os.Exit(run(context.Background(), asCalled(os.Args), os.Environ(), stdio{os.Stdin, os.Stdout, os.Stderr}))
 }

@@ -50,19 +50,30 @@ func TestMain(m *testing.M) {
 		engineproc.Name: main,
 		agent.Name:      main,
 		netnskeep.Name:  main,
+		"slirp4netns":   main,
+		"rootlesskit":   main,
 		"resolve":       resolveMain,
 		"fetch":         fetchMain,
 		"listen":        listenMain,
+		"ask":           askMain,
+		"withtap":       withTAPMain,
 	})
 }
 
 // resolveMain prints the addresses of its arguments, asked of the name server in
-// /etc/resolv.conf: a small client of the whole way through the engine.
+// /etc/resolv.conf, or at ADDR after an argument @ADDR: a small client of the whole
+// way through the engine.
 func resolveMain() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	r := &net.Resolver{PreferGo: true}
 	for _, name := range os.Args[1:] {
+		if server, ok := strings.CutPrefix(name, "@"); ok {
+			r.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(server, "53"))
+			}
+			continue
+		}
 		addrs, err := r.LookupHost(ctx, name)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

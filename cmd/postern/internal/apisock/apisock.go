@@ -14,7 +14,8 @@
 // that is left out means 127.0.0.1 and ::1, as everywhere in postern, and not every
 // address of the host as in RootlessKit; a childIP that is left out means the
 // container's own address; a parentPort of 0 means a free one, which the answer
-// tells. What RootlessKit's words cannot express (unix sockets, inherited listeners
+// tells. An instance that was started as rootlesskit gives the addresses RootlessKit's
+// meaning (Defaulter). What RootlessKit's words cannot express (unix sockets, inherited listeners
 // without an address) is only listed below /v1/postern; a range is listed there as
 // one rule and in RootlessKit's list as one entry a port, all with the rule's id.
 //
@@ -107,7 +108,8 @@ type TCP struct {
 // what they do not know.
 type Info struct {
 	api.Info
-	TCP TCP `json:"tcp"`
+	// TCP is left out where no engine serves the network.
+	TCP TCP `json:"tcp,omitzero"`
 }
 
 // Source knows the answers. Its methods are called from several goroutines.

@@ -35,13 +35,20 @@ const netstackDriver = "netstack"
 
 // driverInfo is a driver in RootlessKit's words.
 //
-// DisallowLoopbackChildIP decides where Docker's proxy listens and what childIP it
-// asks for: the container's loopback, or if that is disallowed the container's
-// address, where its DNAT rules take over and send connections on to the bridge. A
-// socket that splice makes is transparent and marked; behind DNAT neither its own
-// packets nor the replies find their way. Docker's rules spare the loopback, so its
-// proxy there is what splice can reach. Clients of netstack come in through the
-// container's interface: they cannot reach the loopback, and DNAT suits them.
+// DisallowLoopbackChildIP decides where Docker's proxy listens, what childIP it asks
+// for, and which address nerdctl's DNAT rules are for: the container's loopback, or if
+// that is disallowed the container's own address.
+//
+// A socket that splice makes follows DNAT on either address (userns/express), so the
+// rules decide. nerdctl's (CNI portmap) take both, and a server behind its bridge sees
+// the client. Docker's spare the loopback: there its proxy accepts, and the server sees
+// the bridge's address. On the container's address they would pass the client through,
+// but Docker starts a proxy for 0.0.0.0 and one for [::], and both would listen on the
+// one address that may be named here: the second fails, and the container with it. So
+// it is the loopback, as with RootlessKit's own driver.
+//
+// Clients of netstack come in through the container's interface: they cannot reach the
+// loopback, and DNAT suits them.
 func driverInfo(driver string) *api.PortDriverInfo {
 	info := &api.PortDriverInfo{Driver: driver, DisallowLoopbackChildIP: driver == netstackDriver}
 	// All of them: clients add a digit to what their user said and give up if the

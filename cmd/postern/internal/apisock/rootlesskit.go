@@ -33,7 +33,9 @@ func (rt *routes) add(w http.ResponseWriter, r *http.Request) {
 	err := wire.Decode(r.Body, wire.MaxRootlessKit, &request)
 	var spec portdriver.Spec
 	if err == nil {
-		spec, err = specOf(request)
+		if spec, err = specOf(request); err == nil {
+			spec = rt.complete(spec)
+		}
 	}
 	var rules []portdriver.Rule
 	if err == nil {
@@ -44,6 +46,35 @@ func (rt *routes) add(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	write(w, http.StatusCreated, statusIn(rules[0], 0))
+}
+
+// Defaulter is implemented by Ports whose clients expect what RootlessKit does with
+// addresses that they leave out.
+type Defaulter interface {
+	// Defaults says whether a port without parentIP is on every IPv4 address of the
+	// host, or IPv6 address for a protocol of that family, and where a port without
+	// childIP leads to; the zero Addr is the container's address.
+	Defaults() (everywhere bool, child netip.Addr)
+}
+
+// complete adds the addresses that were left out, where they do not mean what they
+// mean everywhere in postern.
+func (rt *routes) complete(spec portdriver.Spec) portdriver.Spec {
+	d, ok := rt.ports.(Defaulter)
+	if !ok {
+		return spec
+	}
+	everywhere, child := d.Defaults()
+	if everywhere && !spec.Host.Addr.IsValid() {
+		spec.Host.Addr = netip.IPv4Unspecified()
+		if spec.Proto.Family() == 6 {
+			spec.Host.Addr = netip.IPv6Unspecified()
+		}
+	}
+	if !spec.Container.Addr.IsValid() {
+		spec.Container.Addr = child
+	}
+	return spec
 }
 
 // statusIn puts port n of a rule, from 0, in RootlessKit's words. The addresses are

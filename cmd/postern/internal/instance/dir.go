@@ -101,7 +101,7 @@ func (d *Dir) acquire() (current bool, err error) {
 	d.lock = lock
 	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return false, fmt.Errorf("take %s: %w (choose another --name)", d.path, ErrBusy)
+		return false, fmt.Errorf("take %s: %w (choose another --name or --state-dir)", d.path, ErrBusy)
 	}
 	if err != nil {
 		return false, fmt.Errorf("lock %s: %w", lock.Name(), err)

@@ -8,8 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kind is the file type that we make a name as.
+// kind is the file type that we, or RootlessKit, make a name as.
 func kind(name string) uint32 {
+	if t, ok := leftovers[name]; ok {
+		return t
+	}
 	if name == socketFile {
 		return unix.S_IFSOCK
 	}

@@ -31,7 +31,8 @@ type Info struct {
 	// NetNS is the path that a detached network namespace has in the mount
 	// namespace of the container's process; "" when the process lives in it.
 	NetNS string `json:"netns,omitempty"`
-	// Endpoint is "tap" or "packet".
+	// Endpoint is "tap" or "packet"; without an engine it says what the network is
+	// instead, "none" or "host".
 	Endpoint string `json:"endpoint"`
 	// TCP is how TCP leaves the container, "express" or "netstack", and TCPWhy says
 	// why it is not the express path, or not for everything.

@@ -13,6 +13,7 @@ import (
 	"github.com/postern-net/postern/userns/fdpass"
 	"github.com/postern-net/postern/userns/seam"
 	"github.com/postern-net/postern/userns/spawn"
+	"github.com/postern-net/postern/userns/subid"
 )
 
 // agentProc is the agent process. Its goroutine turns messages and the end into
@@ -35,7 +36,7 @@ type agentEvent struct {
 
 // startAgent makes the namespaces with an agent in them.
 func startAgent(ctx context.Context, cfg *RunConfig, stateDir string) (*agentProc, error) {
-	maps, err := spawn.PlanMaps(ctx, cfg.Map)
+	maps, err := spawn.PlanMapsFrom(ctx, cfg.Map, subid.Kind(cfg.Subids))
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +51,7 @@ func startAgent(ctx context.Context, cfg *RunConfig, stateDir string) (*agentPro
 	}
 	process, err := spawn.Start(ctx, spawn.Config{
 		Maps:      maps,
-		HostNet:   cfg.DetachNetNS,
+		HostNet:   cfg.DetachNetNS || cfg.Net == NetHost,
 		PID:       cfg.PIDNS,
 		IPC:       cfg.IPCNS,
 		UTS:       cfg.UTSNS,

@@ -11,9 +11,13 @@ import (
 )
 
 // Attach serves existing namespaces until their process ends, their path no
-// longer leads to them, or a signal asks it to end. It must be called on the main
-// thread by the main goroutine.
+// longer leads to them, or a signal asks it to end; or a TAP until it is gone. It must
+// be called on the main thread by the main goroutine.
 func Attach(_ context.Context, cfg AttachConfig) (exitCode int, err error) {
+	if cfg.TAP != nil {
+		defer cfg.TAP.Close() // unless the endpoint has been made of it
+		cfg.Configure = false // that takes the network namespace
+	}
 	if err := prepare(&cfg.Config); err != nil {
 		return ExitFailed, err
 	}
@@ -21,9 +25,11 @@ func Attach(_ context.Context, cfg AttachConfig) (exitCode int, err error) {
 	if err != nil {
 		return ExitFailed, err
 	}
-	s, err := open(&cfg.Config)
+	s, err := open(&cfg.Config, NetEngine)
 	if err != nil {
-		target.Close()
+		if target != nil {
+			target.Close()
+		}
 		return ExitFailed, err
 	}
 	end, err := s.join(&cfg, target)
@@ -37,7 +43,11 @@ func Attach(_ context.Context, cfg AttachConfig) (exitCode int, err error) {
 	return s.exitCode, errors.Join(err, s.close())
 }
 
+// openTarget opens the namespaces; nil without an error if there are none to enter.
 func openTarget(cfg *AttachConfig) (*join.Target, error) {
+	if cfg.TAP != nil {
+		return nil, nil
+	}
 	if cfg.NetNS != "" {
 		return join.OpenPaths(cfg.NetNS, cfg.UserNS)
 	}
@@ -48,9 +58,12 @@ func openTarget(cfg *AttachConfig) (*join.Target, error) {
 // function that it returns ends the waiting, also after an error.
 func (s *session) join(cfg *AttachConfig, target *join.Target) (end func(), err error) {
 	end = func() {}
-	if cfg.NetNS != "" {
+	switch {
+	case cfg.TAP != nil:
+		s.describe([]string{"attach", cfg.TAP.Name()})
+	case cfg.NetNS != "":
 		s.describe([]string{"attach", "--netns", cfg.NetNS})
-	} else {
+	default:
 		s.describe([]string{"attach", strconv.Itoa(cfg.PID)})
 	}
 	if cfg.PID != 0 {
@@ -58,6 +71,12 @@ func (s *session) join(cfg *AttachConfig, target *join.Target) (end func(), err 
 	}
 	if cfg.Command != nil {
 		s.info.Command = cfg.Command
+	}
+	if cfg.TAP != nil {
+		if err := s.connectBy(nil, handedOver(cfg.TAP, s.cfg)); err != nil {
+			return end, err
+		}
+		return end, s.watch() // the engine tells when it is gone
 	}
 	if err := s.connect(target); err != nil {
 		return end, err

@@ -12,7 +12,7 @@ import (
 // nobody but the agent lives in the user namespace. It has to belong to that user
 // namespace, or joining it fails.
 func (s *session) detached(files []*os.File) error {
-	if s.net.target != nil {
+	if s.net.target != nil || !s.kind.served() {
 		return nil
 	}
 	if len(files) != 1 {
@@ -27,10 +27,15 @@ func (s *session) detached(files []*os.File) error {
 	return s.connect(target)
 }
 
-// connect connects the network and passes on what the user should know.
+// connect connects the network namespace of a target.
 func (s *session) connect(target *join.Target) error {
+	return s.connectBy(target, func() (endpoint, string, error) { return openEndpoint(target, s.cfg) })
+}
+
+// connectBy connects the network and passes on what the user should know.
+func (s *session) connectBy(target *join.Target, make maker) error {
 	s.net.express.keep = s.agent != nil
-	notice, err := s.net.connect(target)
+	notice, err := s.net.connect(target, make)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,14 @@
 // beside its own, the host's, and sends it before it furnishes; the endpoint is
 // fetched when it has come.
 //
+// With NetNone and NetHost there is no engine, no endpoint and no port driver: the
+// command starts when the agent is ready (unserved.go).
+//
+// A TAP that a caller hands over takes the place of namespaces: nothing can be made or
+// changed in there then, so there are neither the express path nor sockets of the
+// container, published ports go through netstack, and the end of the TAP is the
+// instance's (tapfd.go).
+//
 // After that one goroutine, locked to the main thread, waits for events in a
 // select and acts on them; other goroutines only turn blocking calls into events
 // or serve the control socket from guarded fields. The main thread matters twice:
@@ -86,13 +94,14 @@ type Config struct {
 	IfName   string
 	Endpoint Endpoint
 	// Configure gives the interface its addresses and routes; without it, only
-	// the link is brought up.
+	// the link is brought up. A persistent TAP by the name IfName is attached to, and
+	// outlives the instance; without Configure its MTU is left alone too.
 	Configure bool
 	// MAC is the hardware address of the container's interface, the kernel's choice if
 	// it is zero.
 	MAC [6]byte
-	// DHCPFirst and DHCPLast are what the DHCP server gives to clients; without them,
-	// each gets the container's address.
+	// DHCPFirst and DHCPLast are what the DHCP server gives to clients, by hardware
+	// address, 64 at most; without them, the interface gets the container's address.
 	DHCPFirst, DHCPLast netip.Addr
 	// NoDNS leaves the container without our name server.
 	NoDNS bool
@@ -118,6 +127,8 @@ type Config struct {
 	AutoExcept  auto.Exclusions
 	PortDriver  PortDriver
 	Inherited   []activation.Inherited
+	// RootlessKit is what differs for commands and clients that expect RootlessKit.
+	RootlessKit RootlessKit
 
 	LogLevel slog.Level
 	LogJSON  bool
@@ -137,7 +148,8 @@ type RunConfig struct {
 	Env []string
 	// Map says which ids the user namespace has.
 	Map spawn.Mode
-	// CopyUp and Propagation furnish the mount namespace.
+	// CopyUp and Propagation furnish the mount namespace. Propagation is one of
+	// handoff.Propagations.
 	CopyUp      []string
 	Propagation string
 	// DetachNetNS leaves the command in the host's network namespace; the
@@ -148,10 +160,13 @@ type RunConfig struct {
 	PIDNS, IPCNS, UTSNS, CgroupNS bool
 	// Net is what the command's network is; "" is NetEngine.
 	Net Net
-	// Reaper has orphans below the command waited for.
+	// Reaper has orphans below the command waited for in a PID namespace, which is
+	// the only place where nobody else would: without it they stay zombies until
+	// the command ends. It needs PIDNS.
 	Reaper bool
 	// EvacuateCgroup2 is the cgroup below the container's root cgroup that its
-	// processes are moved to, so that controllers can be delegated; "" for none.
+	// processes are moved to, so that controllers can be delegated; "" for none. It
+	// needs PIDNS and CgroupNS (evacuate.go).
 	EvacuateCgroup2 string
 	// Subids is where subordinate ids are looked up; "" is SubidAuto.
 	Subids SubidSource
@@ -183,7 +198,7 @@ const (
 )
 
 // AttachConfig is what Attach needs besides: PID, or NetNS and perhaps UserNS, or
-// all three with Life.
+// all three with Life, or TAP.
 type AttachConfig struct {
 	Config
 	PID           int

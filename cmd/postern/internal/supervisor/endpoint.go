@@ -19,14 +19,33 @@ type endpoint struct {
 	file  *os.File
 	index int // of the container's interface
 	mac   [6]byte
+	stays bool // the interface was there before and stays when file is closed
+	// route is an rtnetlink socket beside the container's end of a veth pair, else nil.
+	route *os.File
+}
+
+// remove deletes a veth pair at once. Otherwise the kernel does so when it finds the time
+// to clean its far end's namespace up, and until then the name is taken.
+func (e *endpoint) remove() {
+	if e.file != nil && e.route != nil {
+		_ = rtnl.Delete(e.route, e.index) // it may be gone already
+	}
 }
 
 func (e *endpoint) close() {
-	if e.file != nil {
-		_ = e.file.Close()
-		e.file = nil
+	if e.file == nil {
+		return
 	}
+	if e.stays {
+		_ = join.ReleaseTAP(e.file) // an interface that is gone needs nothing
+	}
+	closeFiles(e.file, e.route)
+	e.file, e.route = nil, nil
 }
+
+// maker makes the container's interface, at the start and when it is gone. The notice
+// is a line for the user.
+type maker func() (e endpoint, notice string, err error)
 
 // openEndpoint makes the container's interface and configures it. The notice is
 // a line for the user when a packet socket takes the place of a TAP.
@@ -51,18 +70,36 @@ func errnoOf(err error) error {
 	return err
 }
 
+// openTAP makes a TAP, or attaches to one that is there. Without Configure the latter
+// is its owner's to configure, who may be about it at this moment: only the links are
+// brought up.
 func openTAP(t *join.Target, cfg *Config) (endpoint, error) {
+	skipDetection(t, cfg) // a TAP that is up has a carrier from Open on
 	s, err := t.Open(join.Request{TAP: cfg.IfName})
 	if err != nil {
 		return endpoint{}, explainInterface(err, cfg.IfName)
 	}
 	defer closeFiles(s.Route, s.Diag)
-	link, err := rtnl.Configure(s.Route, desired(cfg))
+	tap, err := join.DescribeTAP(s.TAP)
 	if err != nil {
 		closeFiles(s.TAP)
 		return endpoint{}, err
 	}
-	return finish(handoff.TAP, s.TAP, link)
+	want := desired(cfg)
+	if tap.Persistent && !cfg.Configure {
+		want.MTU = 0
+	}
+	if !tap.Persistent {
+		skipDetection(t, cfg) // it is not up yet
+	}
+	link, err := rtnl.Configure(s.Route, want)
+	if err != nil {
+		closeFiles(s.TAP)
+		return endpoint{}, err
+	}
+	e, err := finish(handoff.TAP, s.TAP, link)
+	e.stays = tap.Persistent
+	return e, err
 }
 
 // farName is what the engine's end of a veth pair is called, in a network
@@ -75,13 +112,19 @@ func openPacket(t *join.Target, cfg *Config) (endpoint, error) {
 		return endpoint{}, err
 	}
 	// The packet socket keeps its network namespace alive, and with it the pair.
-	defer closeFiles(s.Route, s.Diag, s.FarRoute, s.FarNetNS)
+	defer closeFiles(s.Diag, s.FarRoute, s.FarNetNS)
 	link, err := pair(s, cfg)
 	if err != nil {
-		closeFiles(s.Packet)
+		closeFiles(s.Packet, s.Route)
 		return endpoint{}, err
 	}
-	return finish(handoff.Packet, s.Packet, link)
+	e, err := finish(handoff.Packet, s.Packet, link)
+	if err != nil {
+		closeFiles(s.Route)
+		return endpoint{}, err
+	}
+	e.route = s.Route
+	return e, nil
 }
 
 // pair makes a veth pair and configures both ends. The far end is up before the
@@ -102,7 +145,7 @@ func pair(s *join.Sockets, cfg *Config) (rtnl.Link, error) {
 
 // desired is the interface's configuration.
 func desired(cfg *Config) rtnl.Interface {
-	i := rtnl.Interface{Name: cfg.IfName, MTU: cfg.MTU}
+	i := rtnl.Interface{Name: cfg.IfName, MTU: cfg.MTU, MAC: cfg.MAC}
 	if !cfg.Configure {
 		return i
 	}

@@ -33,6 +33,7 @@ const repairEvery = 5 * time.Second
 type expressway struct {
 	path     *express.Path // nil without
 	keep     bool          // the namespace is ours and ends with us
+	nested   *nestWatch    // nil once it has found something
 	repaired time.Time
 }
 
@@ -41,13 +42,13 @@ type expressway struct {
 func (n *network) openExpress() error {
 	way := apisock.TCP{Path: string(TCPNetstack), Why: "--tcp=netstack"}
 	if n.cfg.TCP != TCPNetstack {
-		p := n.cfg.Plan
-		path, err := express.Install(n.target, express.Config{
-			Interface: n.cfg.IfName, V4: p.V4.Container, V6: p.V6.Container, UDP: true,
-		})
+		path, err := n.installExpress()
 		switch {
 		case err == nil:
 			n.express.path = path
+			if n.express.nested, err = watchNested(path, n.log); err != nil {
+				return fmt.Errorf("wait for nested networks: %w", err)
+			}
 			way = apisock.TCP{Path: string(TCPExpress), Why: path.Notice}
 		case n.cfg.TCP == TCPExpress:
 			return fmt.Errorf("--tcp=express: %w", err)
@@ -60,6 +61,16 @@ func (n *network) openExpress() error {
 	n.public.tcp = way
 	n.mu.Unlock()
 	return nil
+}
+
+func (n *network) installExpress() (*express.Path, error) {
+	if n.target == nil {
+		return nil, errNoNetNS
+	}
+	p := n.cfg.Plan
+	return express.Install(n.target, express.Config{
+		Interface: n.cfg.IfName, V4: p.V4.Container, V6: p.V6.Container, UDP: true,
+	})
 }
 
 // handed is what an engine gets; owned is the caller's to close.
@@ -114,6 +125,7 @@ func (w *expressway) close(log *slog.Logger) {
 	if w.path == nil {
 		return
 	}
+	w.nested.close()
 	end := w.path.Close
 	if w.keep {
 		end = w.path.Abandon

@@ -21,8 +21,11 @@ import (
 // take its processes to the host. An address that was not given is the container's
 // 127.0.0.1.
 func (s *session) containerListener(side portdriver.Side) (*os.File, error) {
-	if s.net.target == nil {
+	if s.net.make == nil {
 		return nil, errors.New("listen in the container: it is not there yet")
+	}
+	if s.net.target == nil {
+		return nil, fmt.Errorf("listen in the container: %w", errNoNetNS)
 	}
 	if side.Path != "" {
 		return s.listenAtPath(side.Path)
@@ -130,6 +133,9 @@ func (s *session) followListeners() error {
 
 // diagSocket makes a sock_diag socket in the container's network namespace.
 func diagSocket(t *join.Target) (*os.File, error) {
+	if t == nil {
+		return nil, fmt.Errorf("follow the container's listeners: %w", errNoNetNS)
+	}
 	sockets, err := t.Open(join.Request{})
 	if err != nil {
 		return nil, fmt.Errorf("follow the container's listeners: %w", err)

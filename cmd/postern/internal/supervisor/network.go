@@ -21,7 +21,8 @@ import (
 type network struct {
 	cfg    *Config
 	log    *slog.Logger
-	target *join.Target
+	target *join.Target // nil for a TAP that was handed over
+	make   maker        // nil before connect
 	events chan engineEvent
 	// timer fires when the next engine or endpoint is due.
 	timer *time.Timer
@@ -71,11 +72,11 @@ func (n *network) start() error {
 	return nil
 }
 
-// connect makes the interface in the target's network namespace and hands it to
-// the engine. It returns a line for the user, if any.
-func (n *network) connect(t *join.Target) (notice string, err error) {
-	n.target = t
-	if n.endpoint, notice, err = openEndpoint(t, n.cfg); err != nil {
+// connect makes the interface, which is in the target's network namespace unless that
+// is nil, and hands it to the engine. It returns a line for the user, if any.
+func (n *network) connect(t *join.Target, make maker) (notice string, err error) {
+	n.target, n.make = t, make
+	if n.endpoint, notice, err = n.make(); err != nil {
 		return "", err
 	}
 	if err := n.openExpress(); err != nil {
@@ -112,6 +113,9 @@ func (n *network) configure() error {
 		Outbound6:         c.Outbound6,
 		Upstreams:         n.upstream,
 		Search:            n.search,
+		NoDNS:             c.NoDNS,
+		DHCPFirst:         c.DHCPFirst,
+		DHCPLast:          c.DHCPLast,
 		UDPIdle:           c.UDPIdle,
 		UDPIdleUnreplied:  c.UDPIdleUnreplied,
 		LogLevel:          int(c.LogLevel),
@@ -194,6 +198,9 @@ func (n *network) ended(ev engineEvent) error {
 	if reason != nil && (reason.Device || !wasReady) {
 		// An engine that came later cannot use the endpoint that its predecessor
 		// could, so that is what has changed.
+		if n.target == nil {
+			return lost(n.endpoint.file, why)
+		}
 		n.endpoint.close()
 		pause := n.revivals.next(lived)
 		n.log.Warn("the container's interface is gone; making it anew", "cause", why, "pause", pause)
@@ -230,12 +237,12 @@ func (n *network) replace() error {
 
 // due starts what the timer was set for: an engine, and the endpoint if it is gone.
 func (n *network) due() error {
-	if n.target == nil {
+	if n.make == nil {
 		// The first engine died before there was anything to hand to it.
 		return n.start()
 	}
 	if n.endpoint.file == nil {
-		e, _, err := openEndpoint(n.target, n.cfg)
+		e, _, err := n.make()
 		if err != nil {
 			pause := n.revivals.next(0)
 			n.log.Warn("the container's interface cannot be made anew", "cause", err, "pause", pause)
@@ -262,6 +269,9 @@ func (n *network) close() {
 		e.stop()
 	}
 	n.express.close(n.log)
+	if !n.express.keep {
+		n.endpoint.remove()
+	}
 	n.endpoint.close()
 	if n.target != nil {
 		n.target.Close()

@@ -1,9 +1,11 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"github.com/postern-net/postern/cmd/postern/internal/apisock"
@@ -53,7 +55,11 @@ func (s *session) publish(reverse bool) error {
 
 // containerRoot opens the root directory of the container's process.
 func (s *session) containerRoot() (*os.File, error) {
-	if s.agent == nil {
+	switch {
+	case s.agent != nil:
+	case s.net.target == nil:
+		return nil, fmt.Errorf("open the container's root directory: %w: %w", errNoNetNS, join.ErrNoProcess)
+	default:
 		return s.net.target.Root()
 	}
 	// Also where the network namespace is not the agent's own.
@@ -82,7 +88,7 @@ func (s *session) portsSource() apisock.Ports {
 	if s.ports == nil {
 		return nil
 	}
-	return &portsAPI{s.ports, s.publisher, func() { s.listeners.Load().check() }}
+	return &portsAPI{s.ports, s.publisher, s.cfg.RootlessKit, func() { s.listeners.Load().check() }}
 }
 
 // serveByEngine hands the published ports to an engine that is ready. At the start a
@@ -106,10 +112,14 @@ func (s *session) serveByEngine() error {
 type portsAPI struct {
 	registry  *portdriver.Registry
 	publisher *publisher
+	as        RootlessKit
 	changed   func() // to be called after a change
 }
 
-var _ apisock.Ports = (*portsAPI)(nil)
+var _ interface {
+	apisock.Ports
+	apisock.Defaulter
+} = (*portsAPI)(nil)
 
 // Add implements apisock.Ports: all of them or none. What a client asked for who has
 // left meanwhile is taken back: he cannot know the ids.
@@ -135,14 +145,24 @@ func (p *portsAPI) Remove(_ context.Context, id int) error {
 func (p *portsAPI) Rules() []portdriver.Rule { return p.registry.Rules() }
 
 // Driver implements apisock.Ports.
-func (p *portsAPI) Driver() string { return string(p.publisher.chosen()) }
+func (p *portsAPI) Driver() string { return cmp.Or(p.as.DriverName, string(p.publisher.chosen())) }
+
+// Defaults implements apisock.Defaulter. Netstack's clients come in by the container's
+// interface and cannot reach its loopback.
+func (p *portsAPI) Defaults() (everywhere bool, child netip.Addr) {
+	child = p.as.Child
+	if child.IsLoopback() && p.publisher.chosen() == PortDriverNetstack {
+		child = netip.Addr{}
+	}
+	return p.as.Everywhere, child
+}
 
 // errNoPorts says what --port-driver=none means for published ports.
 var errNoPorts = errors.New("publish ports: --port-driver=none says that there are none")
 
 // CheckPorts refuses combinations that cannot be meant.
 func (c *Config) CheckPorts() error {
-	if c.PortDriver == PortDriverNone && (len(c.Publish) > 0 || c.PublishAuto) {
+	if c.PortDriver == PortDriverNone && (len(c.Publish) > 0 || c.PublishAuto || c.Slirp4netnsSocket != "") {
 		return errNoPorts
 	}
 	return nil

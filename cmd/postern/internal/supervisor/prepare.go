@@ -21,7 +21,7 @@ func prepare(cfg *Config) error {
 	if !cfg.Plan.V4.On() && !cfg.Plan.V6.On() {
 		return fmt.Errorf("plan the network: no address family is left (--cidr, --cidr6)")
 	}
-	return nil
+	return cfg.Plan.V4.CheckPool(cfg.DHCPFirst, cfg.DHCPLast)
 }
 
 // noIPv6 says why there can be no IPv6, "" if there can.

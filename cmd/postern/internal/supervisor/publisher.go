@@ -37,8 +37,8 @@ type publisher struct {
 	choice PortDriver
 	log    *slog.Logger
 
-	mu     sync.Mutex // guards the fields below
-	target *join.Target
+	mu     sync.Mutex   // guards the fields below
+	target *join.Target // nil if its namespaces cannot be entered
 	// root opens the container's root directory; the caller closes it.
 	root   func() (*os.File, error)
 	engine *engine // one that has said that it is ready, else nil
@@ -119,7 +119,7 @@ func (p *publisher) follow(present *engine) {
 func (p *publisher) chosen() PortDriver {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.driver == "" && p.target != nil {
+	if p.driver == "" && p.root != nil {
 		_ = p.chooseLocked() // a failure is reported by the first port
 	}
 	if p.driver == "" {
@@ -244,11 +244,14 @@ func (p *publisher) socketsLocked() (*os.File, error) {
 // namespace. That is done again for each engine: the container's root may have
 // undone it.
 func (p *publisher) chooseLocked() error {
-	if p.choice == PortDriverNetstack {
+	if p.choice == PortDriverNetstack || p.choice == PortDriverAuto && p.target == nil {
 		p.driver = PortDriverNetstack
 		return nil
 	}
-	err := p.target.PreparePublishing()
+	err := errNoNetNS
+	if p.target != nil {
+		err = p.target.PreparePublishing()
+	}
 	switch {
 	case err == nil:
 		p.driver = PortDriverSplice

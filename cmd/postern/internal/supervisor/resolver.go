@@ -25,12 +25,14 @@ func upstreams(cfg *Config, host dns.ResolvConf) []netip.AddrPort {
 	return out
 }
 
-// resolvConf is the container's resolv.conf: our name server on each family, the
-// search list, and the host's options.
+// resolvConf is the container's resolv.conf: our name server on each family, unless
+// there is to be none, the search list, and the host's options.
 func resolvConf(cfg *Config, host dns.ResolvConf) []byte {
 	var servers []netip.Addr
 	for _, f := range families(cfg.Plan) {
-		servers = append(servers, f.Resolver)
+		if !cfg.NoDNS {
+			servers = append(servers, f.Resolver)
+		}
 	}
 	search := cfg.DNSSearch
 	if len(search) == 0 {

@@ -21,13 +21,13 @@ const setupWithin = time.Minute
 // itself failed; the code is ExitFailed then. It must be called on the main thread
 // by the main goroutine.
 func Run(ctx context.Context, cfg RunConfig) (exitCode int, err error) {
-	if err := prepare(&cfg.Config); err != nil {
+	if err := cfg.prepare(); err != nil {
 		return ExitFailed, err
 	}
 	if err := reap.Subreaper(); err != nil {
 		return ExitFailed, err
 	}
-	s, err := open(&cfg.Config)
+	s, err := open(&cfg.Config, cfg.Net)
 	if err != nil {
 		return ExitFailed, err
 	}
@@ -55,11 +55,16 @@ func (s *session) enter(ctx context.Context, cfg *RunConfig) error {
 	if line := s.agent.process.Maps.Notice; line != "" {
 		notify(cfg.Stderr, line)
 	}
+	if cfg.EvacuateCgroup2 != "" {
+		if err := evacuate(cfg.EvacuateCgroup2, s.agent.process.PID, s.log); err != nil {
+			return err
+		}
+	}
 	if err := s.sendSetup(cfg); err != nil {
 		return err
 	}
 	s.describeRun(cfg)
-	if !cfg.DetachNetNS { // else the agent sends what to connect, see detached
+	if cfg.Net.served() && !cfg.DetachNetNS { // else the agent sends what to connect, see detached
 		target, err := join.OpenPID(s.agent.process.PID)
 		if err != nil {
 			return err
@@ -76,13 +81,17 @@ func (s *session) sendSetup(cfg *RunConfig) (err error) {
 		Propagation: cfg.Propagation,
 		CopyUp:      cfg.CopyUp,
 		PIDNS:       cfg.PIDNS,
+		HostNet:     cfg.Net == NetHost,
+		Loopback:    !cfg.Net.served() && (cfg.Net == NetNone || cfg.DetachNetNS),
+		Reaper:      cfg.reaps(),
+		Cgroup2:     cfg.EvacuateCgroup2 != "",
 	}
 	if cfg.DetachNetNS {
 		if setup.NetNS, err = s.dir.MakeNetNS(); err != nil {
 			return err
 		}
 		s.info.NetNS = setup.NetNS
-	} else {
+	} else if cfg.Net.served() {
 		setup.ResolvConf, setup.Hosts = s.dir.ResolvConf(), s.dir.Hosts()
 	}
 	if tty := s.jobs.terminal.File(); tty != nil {

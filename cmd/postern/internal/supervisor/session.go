@@ -14,6 +14,7 @@ import (
 	"github.com/postern-net/postern/cmd/postern/internal/apisock"
 	"github.com/postern-net/postern/cmd/postern/internal/hostconf"
 	"github.com/postern-net/postern/cmd/postern/internal/instance"
+	"github.com/postern-net/postern/cmd/postern/internal/slirpapi"
 	"github.com/postern-net/postern/portdriver"
 	"github.com/postern-net/postern/proto/dns"
 	"github.com/postern-net/postern/proto/handoff"
@@ -33,6 +34,7 @@ const grace = 2 * time.Second
 // session is an instance in being. The main goroutine owns it.
 type session struct {
 	cfg  *Config
+	kind Net
 	log  *slog.Logger
 	dir  *instance.Dir
 	info instance.Info
@@ -43,6 +45,7 @@ type session struct {
 	listeners atomic.Pointer[listenerWatch] // nil without PublishAuto
 	conf      *hostconf.Watcher
 	api       *apisock.Server
+	slirp     *slirpapi.Server // nil unless asked for
 	host      dns.ResolvConf
 
 	signals  chan os.Signal
@@ -59,13 +62,16 @@ type session struct {
 }
 
 // open makes what Run and Attach both begin with.
-func open(cfg *Config) (*session, error) {
-	s := &session{cfg: cfg, log: logger(cfg), signals: catch()}
+func open(cfg *Config, kind Net) (*session, error) {
+	s := &session{cfg: cfg, kind: kind, log: logger(cfg), signals: catch()}
 	var err error
 	if s.dir, s.info.Name, err = openDir(cfg); err != nil {
 		return nil, err
 	}
 	s.net = newNetwork(cfg, s.log)
+	if !kind.served() {
+		return s, nil
+	}
 	if err := s.net.start(); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -116,20 +122,32 @@ func (s *session) writeFiles() (err error) {
 	if err != nil {
 		hostname = "" // then it has no line
 	}
+	if s.cfg.RootlessKit.Hosts {
+		return s.dir.WriteHosts(keptHosts(s.log, hostname))
+	}
 	return s.dir.WriteHosts(hostsFile(s.cfg.Plan, hostname))
 }
 
 // watch starts what may report from now on: the host's files, the control
 // socket, and ExitFD.
 func (s *session) watch() (err error) {
-	s.conf = hostconf.Watch(hostconf.Path, s.host)
+	if s.kind.served() {
+		s.conf = hostconf.Watch(hostconf.Path, s.host)
+	}
 	if s.cfg.ExitFD != nil {
 		if s.exitFD, err = waitFD(s.cfg.ExitFD, 0); err != nil {
 			return err
 		}
 	}
-	source := &status{cfg: s.cfg, dir: s.dir.Path(""), info: s.info, net: s.net}
-	s.api, err = apisock.Listen(s.dir.Socket(), source, s.portsSource())
+	source := &status{cfg: s.cfg, dir: s.dir.Path(""), info: s.info, net: s.net, kind: s.kind}
+	ports := s.portsSource()
+	if s.api, err = apisock.Listen(s.dir.Socket(), source, ports); err != nil || s.cfg.Slirp4netnsSocket == "" {
+		return err
+	}
+	if ports == nil {
+		return errNoPorts
+	}
+	s.slirp, err = slirpapi.Listen(s.cfg.Slirp4netnsSocket, ports, s.cfg.Plan, s.log)
 	return err
 }
 
@@ -138,6 +156,10 @@ func (s *session) run() error {
 	var agentEvents chan agentEvent
 	if s.agent != nil {
 		agentEvents = s.agent.events
+	}
+	var hostChanges <-chan dns.ResolvConf
+	if s.conf != nil {
+		hostChanges = s.conf.Changes()
 	}
 	for !s.over {
 		var err error
@@ -150,8 +172,10 @@ func (s *session) run() error {
 			err = s.agentEvent(ev)
 		case sig := <-s.signals:
 			s.signal(sig.(unix.Signal))
-		case host := <-s.conf.Changes():
+		case host := <-hostChanges:
 			s.follow(host)
+		case <-s.net.express.nested.C():
+			s.net.express.nest(s.log)
 		case <-s.gone:
 			s.over = true
 		case <-s.exitFD.C():
@@ -161,6 +185,10 @@ func (s *session) run() error {
 		case <-s.overdue:
 			s.agent.send(&handoff.AgentKill{})
 			s.overdue = nil
+		}
+		if errors.Is(err, errTAPGone) {
+			s.log.Info("the network has nobody left", "cause", err)
+			return nil
 		}
 		if err != nil {
 			return err
@@ -189,7 +217,7 @@ func (s *session) engineEvent(ev engineEvent) error {
 // begin starts the command, or announces the attached network, once the engine
 // and, if there is one, the agent are ready.
 func (s *session) begin() error {
-	if s.started || !s.net.state().ready || s.agent != nil && !s.furnish {
+	if s.started || s.kind.served() && !s.net.state().ready || s.agent != nil && !s.furnish {
 		return nil
 	}
 	if err := s.publishInside(); err != nil {
@@ -197,7 +225,7 @@ func (s *session) begin() error {
 	}
 	s.started = true
 	now := s.net.state()
-	s.info.Endpoint, s.info.TCP, s.info.TCPWhy = string(now.kind), now.tcp.Path, now.tcp.Why
+	s.info.Endpoint, s.info.TCP, s.info.TCPWhy = s.kind.endpoint(now.kind), now.tcp.Path, now.tcp.Why
 	if err := s.dir.Publish(s.info); err != nil {
 		return err
 	}
@@ -342,6 +370,9 @@ func (s *session) close() error {
 	parts.Go(s.net.close)
 	if s.api != nil {
 		parts.Go(s.api.Close)
+	}
+	if s.slirp != nil {
+		parts.Go(s.slirp.Close)
 	}
 	if s.agent != nil {
 		s.agent.finish()

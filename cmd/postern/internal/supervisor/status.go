@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"time"
 
@@ -16,6 +17,7 @@ func (s *session) describe(command []string) {
 	s.info.PID = os.Getpid()
 	s.info.Started = time.Now()
 	s.info.Command = command
+	s.info.Addresses = []netip.Addr{} // [] and not null where there are none
 	for _, f := range families(s.cfg.Plan) {
 		s.info.Addresses = append(s.info.Addresses, f.Container)
 	}
@@ -28,13 +30,19 @@ type status struct {
 	dir  string
 	info instance.Info
 	net  *network
+	kind Net
 }
 
 // Info implements apisock.Source.
 func (s *status) Info(context.Context) (apisock.Info, error) {
+	if !s.kind.served() {
+		return s.unservedInfo(), nil
+	}
 	driver := &api.NetworkDriverInfo{Driver: "postern", IPv6: s.cfg.Plan.V6.On()}
 	for _, f := range families(s.cfg.Plan) {
-		driver.DNS = append(driver.DNS, f.Resolver.AsSlice())
+		if !s.cfg.NoDNS {
+			driver.DNS = append(driver.DNS, f.Resolver.AsSlice())
+		}
 		if driver.ChildIP == nil {
 			driver.ChildIP = f.Container.AsSlice()
 		}
@@ -59,7 +67,7 @@ func (s *status) Status(ctx context.Context) (apisock.Status, error) {
 	f := s.net.state()
 	out := apisock.Status{
 		Name:           s.info.Name,
-		Endpoint:       string(f.kind),
+		Endpoint:       s.kind.endpoint(f.kind),
 		Offloads:       f.offloads,
 		MTU:            s.cfg.MTU,
 		EngineRestarts: f.restarts,
