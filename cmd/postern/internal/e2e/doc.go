@@ -24,6 +24,9 @@
 //	    the express path: an idle minute, 20,000 connects, more datagrams
 //	POSTERN_E2E_LARGE=1 go test -v -run TestBundleStory -timeout 30m ./cmd/postern/internal/e2e
 //	    bundles: 100 reruns with each runtime
+//	go test -v -run 'TestPodman$|TestDropin' ./cmd/postern/internal/e2e     tables of real callers
+//	POSTERN_E2E_LARGE=1 go test -v -run TestPodmanFigures ./cmd/postern/internal/e2e
+//	    Podman with our slirp4netns and with its own: start time and throughput
 //	POSTERN_E2E_RACE=1  go test ./cmd/postern/internal/e2e                 program with race detector
 //	POSTERN_E2E_PROGRAM=FILE go test ./cmd/postern/internal/e2e            program that exists
 package e2e

@@ -47,6 +47,7 @@ func playRole(role string, args []string) int {
 		"@deny":      denyRole,
 		"@kit":       kitRole,
 		"@cni":       cniRole,
+		"@nestserve": nestedServerRole,
 		"@runc":      runcRole,
 	}
 	play := roles[role]
