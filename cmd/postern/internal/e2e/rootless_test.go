@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,28 +30,76 @@ func statusField(t testing.TB, pid int, field string) string {
 	return ""
 }
 
-// TestEngineIsPowerless: the engine has no capability in any set that it could use
-// and gets none by executing anything, whoever started it.
+// TestEngineIsPowerless: no thread of the engine has a capability in any set that it
+// could use or gets one by executing anything, and each has its system calls filtered,
+// whoever started it; what it moves is nobody's to read.
 func TestEngineIsPowerless(t *testing.T) {
 	for name, a := range map[string]account{"user": ordinary(t), "root": newAccount(t, 0, 0)} {
 		t.Run(name, func(t *testing.T) {
 			i := a.start(t, "caps")
+			i.mustExec(t, probe(), "@many", "2", "20", remote4, remote6) // has threads started
 			engine := i.mustStatus(t).EnginePID
 			const none = "0000000000000000"
 			want := map[string]string{"CapInh": none, "CapPrm": none, "CapEff": none, "CapAmb": none, "NoNewPrivs": "1"}
+			if runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64" {
+				want["Seccomp"] = "2" // a filter
+			}
 			if name == "root" || !lab.root {
 				// Who has no capability cannot lower the bounding set, but with
 				// no_new_privs it bounds nothing either.
 				want["CapBnd"] = none
 			}
-			for field, value := range want {
-				if got := statusField(t, engine, field); got != value {
-					t.Errorf("engine: %s %s, want %s", field, got, value)
+			for _, thread := range threadsOf(t, engine) {
+				for field, value := range want {
+					if got := statusField(t, thread, field); got != value {
+						t.Errorf("engine, thread %d: %s %s, want %s", thread, field, got, value)
+					}
 				}
 			}
-			t.Logf("engine of uid %d: CapBnd %s, Uid %s", a.uid, statusField(t, engine, "CapBnd"), statusField(t, engine, "Uid"))
+			t.Logf("engine of uid %d: CapBnd %s, Uid %s, %d threads", a.uid, statusField(t, engine, "CapBnd"),
+				statusField(t, engine, "Uid"), len(threadsOf(t, engine)))
+			if name == "user" && lab.root { // elsewhere we have the capability to
+				closedToOthers(t, a, engine)
+			}
 			i.mustExec(t, probe(), "@good", remote4, "1")
 		})
+	}
+}
+
+// threadsOf returns a process's threads.
+func threadsOf(t testing.TB, pid int) (tids []int) {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil || len(entries) == 0 {
+		t.Fatalf("no threads of %d: %v", pid, err)
+	}
+	for _, e := range entries {
+		tid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		tids = append(tids, tid)
+	}
+	return tids
+}
+
+// closedToOthers checks that processes of the same user cannot look into the engine.
+// The kernel asks the same for these files as for ptrace(2) and pidfd_getfd(2).
+func closedToOthers(t *testing.T, a account, engine int) {
+	t.Helper()
+	for _, command := range []string{
+		"cat /proc/PID/environ", "cat /proc/PID/maps", "cat /proc/PID/mem", "cat /proc/PID/auxv",
+		"ls /proc/PID/fd/", "ls /proc/PID/root/", "ls /proc/PID/cwd/", "readlink /proc/PID/exe", "readlink /proc/PID/ns/net",
+	} {
+		f := strings.Fields(strings.ReplaceAll(command, "PID", strconv.Itoa(engine)))
+		if o := finish(a.command(t.Context(), f[0], f[1:]...)); o.code == 0 || o.out != "" {
+			t.Errorf("%s: exit code %d, %d bytes", command, o.code, len(o.out))
+		}
+		// The command is one that can succeed.
+		f = strings.Fields(strings.ReplaceAll(command, "PID", "self"))
+		if o := finish(a.command(t.Context(), f[0], f[1:]...)); o.code != 0 && f[1] != "/proc/self/mem" {
+			t.Errorf("%s on itself: exit code %d: %s", command, o.code, o.err)
+		}
 	}
 }
 

@@ -4,163 +4,104 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 	"syscall"
-	"unsafe"
+	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/postern-net/postern/userns/seam"
 )
-
-// closeStrays closes every descriptor that we were not meant to have. The
-// supervisor has marked its own close-on-exec; this is the second line. The Go
-// runtime's descriptors stay, told by their names: closing one would make the
-// runtime use whatever gets its number next.
-func closeStrays() {
-	names, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return // no /proc to look at
-	}
-	for _, name := range names {
-		fd, err := strconv.Atoi(name.Name())
-		if err != nil || fd <= seam.ControlFD {
-			continue
-		}
-		target, err := os.Readlink("/proc/self/fd/" + name.Name())
-		if err != nil || isRuntimes(target) {
-			continue
-		}
-		_ = unix.Close(fd)
-	}
-}
-
-// isRuntimes reports whether the Go runtime has such files open: its poller with
-// what wakes it, and the processor limits of our control group, which it reads
-// again now and then (internal/runtime/cgroup).
-func isRuntimes(target string) bool {
-	if strings.HasPrefix(target, "anon_inode:[event") {
-		return true
-	}
-	switch filepath.Base(target) {
-	case "cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us":
-		return true
-	}
-	return false
-}
 
 // confined is the argument of an engine that was executed again by confine.
 const confined = "confined"
 
-// confine gives up privileges for good, for all threads: no new ones through
-// execve, no capability in any set, no core dump and no ptrace by others of the
-// same user.
+// confine gives up for good, on all threads, what moving packets does not need (see
+// the package comment). It returns which of the kernel's means are missing here, one
+// line each; that a means which is there fails is an error.
 //
 // Privileges belong to threads, and Go may already have several. A binary without
 // cgo can make a system call on all of them. With cgo it cannot, so this thread
 // confines itself and executes the program again: all threads to come inherit.
-func confine() error {
-	if len(os.Args) > 1 && os.Args[1] == confined {
-		return finishConfine()
-	}
-	err := dropAll(onAllThreads)
-	if !errors.Is(err, unix.ENOTSUP) {
-		if err != nil {
-			return fmt.Errorf("confine engine: %w", err)
+func confine() (missing []string, err error) {
+	again := len(os.Args) > 1 && os.Args[1] == confined
+	if !again {
+		err := dropAll(onAllThreads)
+		if errors.Is(err, unix.ENOTSUP) {
+			err = executeAgain()
 		}
-		return finishConfine()
+		if err != nil {
+			return nil, fmt.Errorf("confine engine: %w", err)
+		}
 	}
+	if err := checkPowerless(); err != nil {
+		return nil, fmt.Errorf("confine engine: %w", err)
+	}
+	for _, step := range []func() error{
+		func() error { return closeFiles(again) },
+		filterCalls, // the last: it bars the calls of the others
+	} {
+		err := step()
+		if absent, ok := errors.AsType[*absentError](err); ok {
+			missing = append(missing, absent.Error())
+		} else if err != nil {
+			return nil, fmt.Errorf("confine engine: %w", err)
+		}
+	}
+	return missing, nil
+}
+
+// absentError says that the kernel lacks a means of confinement.
+type absentError struct {
+	means string
+	cause error
+}
+
+func (e *absentError) Error() string { return fmt.Sprintf("engine without %s: %v", e.means, e.cause) }
+func (e *absentError) Unwrap() error { return e.cause }
+
+// executeAgain confines this thread, as far as executing the program and loading its
+// libraries allows, and executes it. It returns only when that fails.
+func executeAgain() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := dropAll(onThisThread); err != nil {
-		return fmt.Errorf("confine engine: %w", err)
+		return err
 	}
-	err = syscall.Exec("/proc/self/exe", []string{Name, confined}, []string{})
-	return fmt.Errorf("confine engine: execute it again: %w", err)
+	const needed = unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_READ_DIR
+	if err := restrictFiles(onThisThread, needed); err != nil && !isAbsent(err) {
+		return err
+	}
+	err := syscall.Exec("/proc/self/exe", []string{Name, confined}, []string{})
+	return fmt.Errorf("execute it again: %w", err)
 }
 
-// finishConfine checks what this thread, and so all, can still do. Root without
-// CAP_SETPCAP gets capabilities back when it executes a program.
-func finishConfine() error {
+func isAbsent(err error) bool {
+	_, ok := errors.AsType[*absentError](err)
+	return ok
+}
+
+// checkPowerless checks what this thread, and so all, can still do, and bars others
+// of the same user from looking into us. Root without CAP_SETPCAP gets capabilities
+// back when it executes a program.
+func checkPowerless() error {
 	_, data, err := capabilities()
-	if err != nil {
-		return fmt.Errorf("confine engine: read capabilities: %w", err)
-	}
-	if data != [2]unix.CapUserData{} {
-		return errors.New("confine engine: some capabilities cannot be dropped (build postern with CGO_ENABLED=0)")
-	}
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("confine engine: clear the dumpable flag: %w", err)
-	}
-	return nil
-}
-
-// caller makes a system call on the threads that it is for.
-type caller func(trap, a1, a2, a3 uintptr) error
-
-func onAllThreads(trap, a1, a2, a3 uintptr) error {
-	if _, _, errno := syscall.AllThreadsSyscall6(trap, a1, a2, a3, 0, 0, 0); errno != 0 {
-		return errno
-	}
-	return nil
-}
-
-func onThisThread(trap, a1, a2, a3 uintptr) error {
-	if _, _, errno := syscall.RawSyscall6(trap, a1, a2, a3, 0, 0, 0); errno != 0 {
-		return errno
-	}
-	return nil
-}
-
-// dropAll sets no_new_privs and empties the bounding, ambient, effective,
-// permitted and inheritable sets. Without any capability the bounding set cannot
-// be lowered, but with no_new_privs it means nothing either.
-func dropAll(call caller) error {
-	if err := call(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
-		return fmt.Errorf("set no_new_privs: %w", err)
-	}
-	header, data, err := capabilities()
 	if err != nil {
 		return fmt.Errorf("read capabilities: %w", err)
 	}
-	if data[0].Effective&(1<<unix.CAP_SETPCAP) != 0 {
-		if err := dropBounding(call); err != nil {
-			return fmt.Errorf("empty the bounding set: %w", err)
-		}
+	if data != [2]unix.CapUserData{} {
+		return errors.New("some capabilities cannot be dropped (build postern with CGO_ENABLED=0)")
 	}
-	err = call(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0)
-	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: a kernel without ambient capabilities
-		return fmt.Errorf("empty the ambient set: %w", err)
-	}
-	data = [2]unix.CapUserData{}
-	err = call(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
-	if err != nil {
-		return fmt.Errorf("drop capabilities: %w", err)
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("clear the dumpable flag: %w", err)
 	}
 	return nil
 }
 
-// capabilities returns this thread's sets, and the header that means this thread.
-func capabilities() (unix.CapUserHeader, [2]unix.CapUserData, error) {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	err := unix.Capget(&header, &data[0])
-	return header, data, err
-}
-
-// dropBounding removes every capability that the kernel knows from the bounding set.
-func dropBounding(call caller) error {
-	for c := uintptr(0); c < 64; c++ {
-		err := call(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0)
-		if errors.Is(err, unix.EINVAL) {
-			return nil // past the last one
-		}
-		if err != nil {
-			return err
-		}
+// closeFiles bars every file that is not open. After executeAgain that has been done.
+func closeFiles(again bool) error {
+	_ = time.Local.String() // for the log: reads /etc/localtime, once
+	if again {
+		_, err := landlockABI()
+		return err
 	}
-	return nil
+	return restrictFiles(onAllThreads, 0)
 }

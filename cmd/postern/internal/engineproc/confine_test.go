@@ -1,14 +1,19 @@
 package engineproc
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/userns/fdpass"
@@ -17,85 +22,169 @@ import (
 
 // TestMain plays the engine when a test starts this program as one.
 func TestMain(m *testing.M) {
+	if os.Args[0] == withoutName {
+		fmt.Println(startWithout(os.Args[1]))
+		os.Exit(1)
+	}
 	if os.Args[0] != Name {
 		os.Exit(m.Run())
 	}
-	// A pipe for standard input asks for a report. Neither argument nor variable
-	// would do: confine may execute us again and passes none on.
+	// A pipe for standard input asks for a role. Neither argument nor variable would
+	// do: confine may execute us again and passes none on.
 	if in, err := os.Readlink("/proc/self/fd/0"); err != nil || !strings.HasPrefix(in, "pipe:") {
 		os.Exit(Main())
 	}
 	closeStrays()
-	if err := confine(); err != nil {
+	missing, err := confine()
+	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	report()
+	for _, what := range missing {
+		fmt.Println("missing", what)
+	}
+	var role, arg string
+	_, _ = fmt.Scanln(&role, &arg) // whoever wants no argument gives none
+	if err := roles[role](arg); err != nil {
+		fmt.Println("error", err)
+		os.Exit(1)
+	}
 }
 
-// report prints what every thread may still do, and which descriptors are open.
-func report() {
-	done := make(chan struct{})
-	for range 8 { // some threads to look at
-		go func() { <-done }()
-	}
-	tasks, _ := filepath.Glob("/proc/self/task/*/status")
-	for _, task := range tasks {
-		b, err := os.ReadFile(task)
-		if err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
-		for line := range strings.Lines(string(b)) {
-			if strings.HasPrefix(line, "Cap") || strings.HasPrefix(line, "NoNewPrivs") {
-				fmt.Print(line)
-			}
-		}
-	}
-	names, _ := os.ReadDir("/proc/self/fd")
-	for _, n := range names {
-		if target, err := os.Readlink("/proc/self/fd/" + n.Name()); err == nil {
-			fmt.Println("fd", n.Name(), target)
-		}
-	}
-	close(done)
+// roles are what a confined process can be asked to do.
+var roles = map[string]func(arg string) error{
+	"wait":   waitRole,
+	"files":  filesRole,
+	"try":    tryRole,
+	"every":  everyRole,
+	"engine": engineRole,
 }
 
-// TestConfined starts an engine with leaked descriptors, as root with all
-// capabilities where the test has them, and looks at every thread.
-func TestConfined(t *testing.T) {
+// play starts a confined process in a role.
+func play(t *testing.T, role, arg string) (cmd *exec.Cmd, out *bufio.Reader, in io.WriteCloser) {
+	t.Helper()
+	cmd = exec.Command("/proc/self/exe")
+	cmd.Args[0] = Name
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
 	leak, err := os.Open("/etc/passwd")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer leak.Close()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Args[0] = Name
-	if _, err := cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
-	}
 	cmd.ExtraFiles = make([]*os.File, 50)
 	for i := range cmd.ExtraFiles {
 		cmd.ExtraFiles[i] = leak
 	}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
-	text := string(out)
-	if !strings.Contains(text, "NoNewPrivs:\t1\n") || strings.Contains(text, "NoNewPrivs:\t0\n") {
-		t.Errorf("no_new_privs is not set on all threads:\n%s", text)
+	if _, err := fmt.Fprintln(in, role, arg); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, bufio.NewReader(stdout), in
+}
+
+// result plays a role to its end and returns what it printed.
+func result(t *testing.T, role, arg string) (string, error) {
+	t.Helper()
+	cmd, out, in := play(t, role, arg)
+	in.Close()
+	text, err := io.ReadAll(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text), cmd.Wait()
+}
+
+// waitRole has some threads to look at until its input ends.
+func waitRole(string) error {
+	done := make(chan struct{})
+	for range 8 {
+		go func() {
+			runtime.LockOSThread()
+			<-done
+		}()
+	}
+	fmt.Println("ready")
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// TestConfined looks at every thread of a process that was started as root with all
+// capabilities where the test has them.
+func TestConfined(t *testing.T) {
+	cmd, out, in := play(t, "wait", "")
+	defer cmd.Wait()
+	defer in.Close()
+	for line := ""; line != "ready\n"; {
+		var err error
+		if line, err = out.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", cmd.Process.Pid))
+	if err != nil || len(tasks) < 2 {
+		t.Fatalf("%d threads, %v", len(tasks), err)
+	}
+	want := map[string]string{"NoNewPrivs": "1"}
+	for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapAmb"} {
+		want[set] = "0000000000000000"
+	}
+	if os.Getuid() == 0 {
+		want["CapBnd"] = want["CapEff"] // who has no capabilities cannot lower it, and need not
+	}
+	if arch != 0 {
+		want["Seccomp"] = "2"
+	}
+	for _, task := range tasks {
+		b, err := os.ReadFile(task)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+			if w, ok := want[name]; ok && value != w {
+				t.Errorf("%s: %s is %s, want %s", task, name, value, w)
+			}
+		}
+	}
+}
+
+// filesRole prints what is open.
+func filesRole(string) error {
+	for fd := range 128 {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) == nil {
+			fmt.Println("fd", fd, st.Dev, st.Ino)
+		}
+	}
+	return nil
+}
+
+// TestStrayDescriptors: a confined process has not kept descriptors that it got by
+// mistake.
+func TestStrayDescriptors(t *testing.T) {
+	var leak unix.Stat_t
+	if err := unix.Stat("/etc/passwd", &leak); err != nil {
+		t.Fatal(err)
+	}
+	text, err := result(t, "files", "")
+	if err != nil || !strings.Contains(text, "fd 0 ") {
+		t.Fatalf("%v: %s", err, text)
 	}
 	for line := range strings.Lines(text) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
-		// Who has no capabilities cannot lower the bounding set, and need not.
-		checked := name == "CapInh" || name == "CapPrm" || name == "CapEff" || name == "CapAmb" || name == "CapBnd" && os.Getuid() == 0
-		if checked && value != "0000000000000000" {
-			t.Errorf("%s is %s on some thread", name, value)
-		}
 		var fd int
-		var target string
-		if n, _ := fmt.Sscanf(line, "fd %d %s", &fd, &target); n == 2 && fd > seam.ControlFD && target == "/etc/passwd" {
+		var dev, ino uint64
+		_, _ = fmt.Sscanf(line, "fd %d %d %d", &fd, &dev, &ino) // other lines stay zero
+		if fd > seam.ControlFD && dev == leak.Dev && ino == leak.Ino {
 			t.Errorf("descriptor %d is open", fd)
 		}
 	}

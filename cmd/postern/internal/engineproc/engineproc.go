@@ -2,9 +2,40 @@
 //
 // It starts with four descriptors: the null device twice, the log, and the
 // control socket. Before it reads a byte it gives up whatever it can do that
-// moving packets does not need (confine.go). Then it receives its configuration
+// moving packets does not need (below). Then it receives its configuration
 // with the endpoint's descriptor, runs the engine of package stack, answers
 // requests, and ends when the control socket does: nobody else could use it.
+//
+// # Confinement
+//
+// Whoever takes the engine over by a packet shall find nothing to go on with. On
+// every thread, always, and without any privilege to begin with:
+//
+//   - No descriptor is open that it was not meant to have (strays.go).
+//   - No capability in any set, no new privileges through execve, no core dump, and
+//     no look into its memory or descriptors by others of the same user (caps.go).
+//   - Landlock bars all files that are not open: reading, writing, listing,
+//     executing and making them, and renaming, truncating and device ioctls as
+//     the kernel's version goes (landlock.go). It bars abstract unix sockets of
+//     others, and signals to others. TCP stays free; package guard decides there.
+//   - A filter lets only the system calls through that Go and our packages use
+//     (calls.go), some with certain arguments only (seccomp.go): sockets of TCP,
+//     UDP and ping, unix streams and route netlink; threads, but no processes; signals
+//     to itself; no new executable memory. A call that only an intruder makes (to
+//     run a program, to trace, to enter a namespace, to mount ...) kills the
+//     engine, and the supervisor starts another. Files are refused with EACCES, every
+//     other call with ENOSYS, which is what Go's runtime and libraries are
+//     prepared for.
+//
+// A kernel without Landlock or filters is served without them, said in the log at
+// level info; a step that the kernel has and that fails ends the engine.
+//
+// Two things are left, because ports may be published to unix sockets by path,
+// which the engine looks up (openat2 with O_PATH) and connects to. An intruder could
+// connect to the unix stream sockets of the user that starts it. For the same
+// reason the root directory is the host's: an empty one has no such paths, and
+// otherwise keeps nothing away that the above does not. A unix socket counts to
+// Landlock as a file to be resolved only in versions that we do not ask for.
 //
 // A process that fails in the middle of a packet ends; it does not try to go on
 // (no recover). The supervisor holds the endpoint open and starts another.
@@ -66,7 +97,7 @@ func Main() int {
 	// the supervisor's business, which we outlive by no means.
 	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
 		unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
-	confineErr := confine() // may execute this program again, so it comes first
+	missing, confineErr := confine() // may execute this program again, so it comes first
 	conn, err := seam.Control()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "postern:", err)
@@ -83,7 +114,11 @@ func Main() int {
 	if err != nil {
 		return fail(conn, err, false)
 	}
-	return serve(conn, cfg, files)
+	log := logger(cfg)
+	for _, what := range missing {
+		log.Info(what)
+	}
+	return serve(conn, cfg, files, log)
 }
 
 // fail tells the supervisor why we end.
@@ -109,13 +144,13 @@ func receiveConfig(conn *seam.Conn) (*handoff.EngineConfig, []*os.File, error) {
 }
 
 // serve runs the engine until the supervisor is gone or the device has died.
-func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File) int {
+func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File, log *slog.Logger) int {
 	plan, err := planOf(cfg)
 	if err != nil {
 		seam.CloseAll(files)
 		return fail(conn, err, false)
 	}
-	log, threads := logger(cfg), &threads{}
+	threads := &threads{}
 	defer threads.close()
 	express, err := newExpressway(conn, cfg.Express, files[1:], threads, log)
 	if err != nil {
@@ -150,13 +185,14 @@ func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File) int {
 	return 0
 }
 
+// kinds says what each endpoint is for package tap.
+var kinds = map[handoff.EndpointKind]tap.Kind{
+	handoff.TAP: tap.TAP, handoff.Packet: tap.Packet, handoff.BareTAP: tap.BareTAP,
+}
+
 // build makes the engine from its configuration.
 func build(cfg *handoff.EngineConfig, plan netplan.Plan, endpoint *os.File, express *expressway, log *slog.Logger) (*stack.Engine, *tap.Device, error) {
-	kind := tap.TAP
-	if cfg.Endpoint == handoff.Packet {
-		kind = tap.Packet
-	}
-	device, err := tap.New(endpoint, kind)
+	device, err := tap.New(endpoint, kinds[cfg.Endpoint])
 	if err != nil {
 		express.discard()
 		return nil, nil, err
@@ -173,6 +209,9 @@ func build(cfg *handoff.EngineConfig, plan netplan.Plan, endpoint *os.File, expr
 		Outbound6:         cfg.Outbound6,
 		Upstreams:         cfg.Upstreams,
 		Search:            cfg.Search,
+		NoDNS:             cfg.NoDNS,
+		DHCPFirst:         cfg.DHCPFirst,
+		DHCPLast:          cfg.DHCPLast,
 		UDPIdle:           cfg.UDPIdle,
 		UDPIdleUnreplied:  cfg.UDPIdleUnreplied,
 		Express:           express.sockets,
