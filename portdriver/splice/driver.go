@@ -50,6 +50,9 @@ type Config struct {
 	// Root is the container's root directory, which stays the caller's and open.
 	// Without it no unix socket in the container can be a target.
 	Root *os.File
+	// UnixDialer takes the place of Root for a process that may not connect to unix
+	// sockets itself; may be nil.
+	UnixDialer UnixDialer
 	// MaxFlows is how many connections there may be. 0 stands for as many as the
 	// limit of descriptors allows, at most portdriver.MaxTCP.
 	MaxFlows int

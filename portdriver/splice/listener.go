@@ -105,7 +105,7 @@ func (d *Driver) servable(l portdriver.Listener) error {
 		return errors.New("only a unix socket of the host can be published into the container")
 	case l.Reverse && (!filepath.IsAbs(l.TargetPath) || len(l.TargetPath) > maxPath):
 		return fmt.Errorf("%s: want an absolute path of at most %d bytes", l.TargetPath, maxPath)
-	case l.TargetPath != "" && !l.Reverse && d.cfg.Root == nil:
+	case l.TargetPath != "" && !l.Reverse && d.cfg.Root == nil && d.cfg.UnixDialer == nil:
 		return fmt.Errorf("%s: the container's root directory is not known", l.TargetPath)
 	case l.TargetPath == "" && l.Target.Port() == 0:
 		return errors.New("there is no target")

@@ -50,6 +50,14 @@ func (c *conn) found(fd int, err error) {
 	}
 }
 
+// UnixDialer connects to unix sockets by path for a process that may not.
+type UnixDialer interface {
+	// DialUnix is the function DialUnix for a listener's target: with reverse on the
+	// host, otherwise in the container. It is called from several goroutines, of
+	// which few wait at a time.
+	DialUnix(rule int, path string, reverse bool) (fd int, err error)
+}
+
 // dialPath returns a non-blocking socket that is connected to a listener's target.
 func (d *Driver) dialPath(ln *listener) (fd int, err error) {
 	select {
@@ -58,23 +66,37 @@ func (d *Driver) dialPath(ln *listener) (fd int, err error) {
 	case <-d.gone:
 		return -1, os.ErrClosed
 	}
-	path := ln.desc.TargetPath
-	if !ln.desc.Reverse {
-		server, err := openSocket(d.cfg.Root, path)
+	switch l := ln.desc; {
+	case d.cfg.UnixDialer != nil:
+		return d.cfg.UnixDialer.DialUnix(l.Rule, l.TargetPath, l.Reverse)
+	case l.Reverse:
+		return DialUnix(nil, l.TargetPath)
+	default:
+		return DialUnix(d.cfg.Root, l.TargetPath)
+	}
+}
+
+// DialUnix returns a non-blocking stream socket that is connected to the one at path in
+// the tree below root, whose owner is not trusted, or of our own without a root.
+// unix.EAGAIN means that its backlog is full. A file system may keep the caller waiting.
+func DialUnix(root *os.File, path string) (fd int, err error) {
+	at := path
+	if root != nil {
+		server, err := openSocket(root, path)
 		if err != nil {
 			return -1, err
 		}
 		defer unix.Close(server)
 		// The one link that is followed is the kernel's own to what was opened.
-		path = "/proc/self/fd/" + strconv.Itoa(server)
+		at = "/proc/self/fd/" + strconv.Itoa(server)
 	}
 	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: at}); err != nil {
 		_ = unix.Close(fd)
-		return -1, fmt.Errorf("connect to %s: %w", ln.desc.TargetPath, err)
+		return -1, fmt.Errorf("connect to %s: %w", path, err)
 	}
 	return fd, nil
 }

@@ -50,6 +50,8 @@ func samples() []Message {
 		&EngineShut{Rule: 3},
 		&EngineStock{Sockets: true, Root: true},
 		&EngineOrder{Kind: SocketUDP6, N: MaxOrder},
+		&EngineDial{Seq: 7, Rule: 3, Path: "/run/a.sock", Reverse: true},
+		&EngineDialed{Seq: 7, Errno: 11, Reason: "no room"},
 	}
 }
 

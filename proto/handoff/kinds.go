@@ -25,6 +25,8 @@ var messages = []func() Message{
 	func() Message { return new(EngineShut) },
 	func() Message { return new(EngineStock) },
 	func() Message { return new(EngineOrder) },
+	func() Message { return new(EngineDial) },
+	func() Message { return new(EngineDialed) },
 }
 
 // blank returns an empty message of a kind, or nil if there is none such. The

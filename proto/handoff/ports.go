@@ -72,8 +72,8 @@ type EngineShut struct {
 
 // EngineStock comes before the first EnginePorts. It brings, with Sockets, the
 // engine's end of the socket on which sockets of the container's network namespace
-// arrive and then, with Root, a descriptor of the container's root directory
-// (O_PATH). Without Sockets, TCP goes through the engine's own netstack.
+// arrive; without, TCP goes through the engine's own netstack. Root says that the
+// container has a root directory, and unix sockets below it can be targets.
 type EngineStock struct {
 	Sockets bool `json:"sockets,omitempty"`
 	Root    bool `json:"root,omitempty"`
@@ -85,6 +85,23 @@ type EngineOrder struct {
 	N    int        `json:"n"`
 }
 
+// EngineDial asks the supervisor for a connection to the unix socket that a rule has
+// for its target: the engine itself may connect to none.
+type EngineDial struct {
+	Seq     uint64 `json:"seq"`
+	Rule    int    `json:"rule"`
+	Path    string `json:"path"`
+	Reverse bool   `json:"reverse,omitempty"`
+}
+
+// EngineDialed answers the EngineDial with the same Seq: with the connected socket, or
+// with Errno, and Reason in words.
+type EngineDialed struct {
+	Seq    uint64 `json:"seq"`
+	Errno  uint32 `json:"errno,omitempty"`
+	Reason string `json:"reason,omitempty"`
+}
+
 // MaxOrder is the largest EngineOrder.N.
 const MaxOrder = 1024
 
@@ -93,7 +110,11 @@ func (*EnginePortsAnswer) kind() string { return "engine.ports-answer" }
 func (*EngineShut) kind() string        { return "engine.shut" }
 func (*EngineStock) kind() string       { return "engine.stock" }
 func (*EngineOrder) kind() string       { return "engine.order" }
+func (*EngineDial) kind() string        { return "engine.dial" }
+func (*EngineDialed) kind() string      { return "engine.dialed" }
 
+func (*EngineDial) check() error        { return nil }
+func (*EngineDialed) check() error      { return nil }
 func (*EnginePortsAnswer) check() error { return nil }
 func (*EngineShut) check() error        { return nil }
 func (*EngineStock) check() error       { return nil }

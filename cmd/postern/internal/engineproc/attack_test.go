@@ -59,6 +59,7 @@ var attacks = map[string]struct {
 	"nf_tables socket":  {socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER), unix.EACCES},
 	"vsock":             {socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0), unix.EACCES},
 	"crypto socket":     {socket(unix.AF_ALG, unix.SOCK_SEQPACKET, 0), unix.EACCES},
+	"unix streams":      {socket(unix.AF_UNIX, unix.SOCK_STREAM, 0), unix.EACCES},
 	"unix datagrams":    {socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0), unix.EACCES},
 	"unix packets":      {socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0), unix.EACCES},
 	"SCTP":              {socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP), unix.EACCES},

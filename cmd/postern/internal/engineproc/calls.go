@@ -20,9 +20,6 @@ var allowed = slices.Concat([]uint32{
 	unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_PWAIT, unix.SYS_PPOLL,
 	unix.SYS_PREAD64, // Go's look at the limits of our control group
 	unix.SYS_FSTAT,
-	// The target of a port that is published to a unix socket (O_PATH; Landlock bars
-	// all else).
-	unix.SYS_OPENAT2,
 	// Memory.
 	unix.SYS_MUNMAP, unix.SYS_MADVISE,
 	// Threads, time and signals.
@@ -37,7 +34,7 @@ var allowed = slices.Concat([]uint32{
 // refused are calls that a library may make in good faith, to read a file that it can
 // do without. Landlock would answer the same.
 var refused = slices.Concat([]uint32{
-	unix.SYS_OPENAT, unix.SYS_READLINKAT, unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2, unix.SYS_STATX, unix.SYS_GETCWD,
+	unix.SYS_OPENAT, unix.SYS_OPENAT2, unix.SYS_READLINKAT, unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2, unix.SYS_STATX, unix.SYS_GETCWD,
 }, refusedHere)
 
 // deadly are the calls of an intruder: to run a program, to look into others, to get

@@ -20,7 +20,7 @@
 //     others, and signals to others. TCP stays free; package guard decides there.
 //   - A filter lets only the system calls through that Go and our packages use
 //     (calls.go), some with certain arguments only (seccomp.go): sockets of TCP,
-//     UDP and ping, unix streams and route netlink; threads, but no processes; signals
+//     UDP and ping, and route netlink; threads, but no processes; signals
 //     to itself; no new executable memory. A call that only an intruder makes (to
 //     run a program, to trace, to enter a namespace, to mount ...) kills the
 //     engine, and the supervisor starts another. Files are refused with EACCES, every
@@ -30,12 +30,9 @@
 // A kernel without Landlock or filters is served without them, said in the log at
 // level info; a step that the kernel has and that fails ends the engine.
 //
-// Two things are left, because ports may be published to unix sockets by path,
-// which the engine looks up (openat2 with O_PATH) and connects to. An intruder could
-// connect to the unix stream sockets of the user that starts it. For the same
-// reason the root directory is the host's: an empty one has no such paths, and
-// otherwise keeps nothing away that the above does not. A unix socket counts to
-// Landlock as a file to be resolved only in versions that we do not ask for.
+// Unix sockets that ports are published to are connected to by the supervisor, which
+// looks whether there is such a rule (unixdial.go). The root directory is the
+// host's: an empty one keeps nothing away that the above does not.
 //
 // A process that fails in the middle of a packet ends; it does not try to go on
 // (no recover). The supervisor holds the endpoint open and starts another.
@@ -172,6 +169,7 @@ func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File, log *sl
 	published := newPorts(conn, engine, plan, threads, log)
 	requests.Go(func() {
 		answer(conn, engine, published)
+		published.unix.close()
 		cancel() // the supervisor is gone
 	})
 	settled := time.AfterFunc(settleAfter, debug.FreeOSMemory)
@@ -257,6 +255,9 @@ func answer(conn *seam.Conn, engine *stack.Engine, published *ports) {
 			continue
 		case *handoff.EnginePorts:
 			published.open(m, files)
+			continue
+		case *handoff.EngineDialed:
+			published.unix.dialed(m, files)
 			continue
 		case *handoff.EngineShut:
 			published.shut(m.Rule)

@@ -31,9 +31,8 @@ func landlockABI() (int, error) {
 	return int(abi), nil
 }
 
-// fileRights are the rights to files that a version knows, without
-// LANDLOCK_ACCESS_FS_RESOLVE_UNIX: ports may be published to unix sockets, which the
-// engine connects to by their paths.
+// fileRights are the rights to files that a version knows. Unix sockets, which later ones
+// know too, are barred by the system call filter.
 func fileRights(abi int) uint64 {
 	rights := uint64(unix.LANDLOCK_ACCESS_FS_REFER - 1) // version 1 has all below
 	for _, r := range []struct {

@@ -28,16 +28,17 @@ type ports struct {
 	log    *slog.Logger
 
 	threads *threads
+	unix    *unixDialer
+	inside  bool // unix sockets of the container can be targets
 	// All below are nil until the first ports come.
 	stock    *stock.Stock
 	arrivals *arrivals // nil without sockets of the container's netns
-	root     *os.File
 	splice   *splice.Driver
 	netstack *netstack.Driver
 }
 
 func newPorts(conn *seam.Conn, engine *stack.Engine, plan netplan.Plan, threads *threads, log *slog.Logger) *ports {
-	return &ports{conn: conn, engine: engine, plan: plan, threads: threads, log: log, addrs: portdriver.Addresses{
+	return &ports{conn: conn, engine: engine, plan: plan, threads: threads, unix: newUnixDialer(conn), log: log, addrs: portdriver.Addresses{
 		Container4: plan.V4.Container, Gateway4: plan.V4.Gateway,
 		Container6: plan.V6.Container, Gateway6: plan.V6.Gateway,
 	}}
@@ -46,18 +47,14 @@ func newPorts(conn *seam.Conn, engine *stack.Engine, plan netplan.Plan, threads 
 // stocked makes the drivers, with what the supervisor has sent for them.
 func (p *ports) stocked(m *handoff.EngineStock, files []*os.File) error {
 	want := 0
-	for _, on := range []bool{m.Sockets, m.Root} {
-		if on {
-			want++
-		}
+	if m.Sockets {
+		want = 1
 	}
 	if len(files) != want || p.stock != nil {
 		seam.CloseAll(files)
 		return fmt.Errorf("prepare published ports: %d descriptors came, want %d, and once", len(files), want)
 	}
-	if m.Root {
-		p.root = files[want-1]
-	}
+	p.inside = m.Root
 	p.stock = stock.New(p.order, 0)
 	if m.Sockets {
 		var err error
@@ -79,7 +76,7 @@ func (p *ports) drivers() error {
 		return err
 	}
 	p.splice, err = splice.New(splice.Config{
-		Addresses: p.addrs, Loops: loops, Stock: p.stock, Root: p.root, Logger: p.log,
+		Addresses: p.addrs, Loops: loops, Stock: p.stock, UnixDialer: p.unix, Logger: p.log,
 	})
 	if err != nil {
 		return err
@@ -116,6 +113,13 @@ func (p *ports) serve(listeners []handoff.PortListener, files []*os.File) error 
 			Rule: w.Rule, Network: portdriver.Network(w.Network), Bound: w.Bound,
 			Target:     netip.AddrPortFrom(w.TargetAddr, w.TargetPort),
 			TargetPath: w.TargetPath, Reverse: w.Reverse, Proxy: w.Proxy, File: files[i],
+		}
+		if l.TargetPath != "" && !l.Reverse && !p.inside {
+			_ = l.File.Close()
+			if failed == nil {
+				failed = fmt.Errorf("serve %s: the container's root directory is not known", l.TargetPath)
+			}
+			continue
 		}
 		if err := p.driver(l).Open(l); err != nil && failed == nil {
 			failed = err // one says it: the others of its rule fail for the same reason
@@ -176,8 +180,5 @@ func (p *ports) close() {
 	}
 	if p.stock != nil {
 		p.stock.Close()
-	}
-	if p.root != nil {
-		_ = p.root.Close()
 	}
 }

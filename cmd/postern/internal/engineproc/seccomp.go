@@ -28,9 +28,8 @@ const x32 = 0x40000000
 const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD |
 	unix.CLONE_SETTLS | unix.CLONE_PARENT_SETTID | unix.CLONE_CHILD_CLEARTID | unix.CLONE_CHILD_SETTID | unix.CLONE_DETACHED
 
-// sockets are what the engine makes: TCP, UDP and ping to the outside, streams to
-// unix sockets that ports are published to, and route netlink for the index of the
-// interface that a link-local name server is reached by.
+// sockets are what the engine makes: TCP, UDP and ping to the outside, and route
+// netlink for the index of the interface that a link-local name server is reached by.
 var sockets = []struct{ family, kind, protocol uint32 }{
 	{unix.AF_INET, unix.SOCK_STREAM, 0},
 	{unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP},
@@ -42,7 +41,6 @@ var sockets = []struct{ family, kind, protocol uint32 }{
 	{unix.AF_INET6, unix.SOCK_DGRAM, 0},
 	{unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_UDP},
 	{unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_ICMPV6},
-	{unix.AF_UNIX, unix.SOCK_STREAM, 0},
 	{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE},
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -27,8 +28,10 @@ type engine struct {
 	process *os.Process
 	conn    *seam.Conn
 	events  chan<- engineEvent
-	supply  *supply       // for published ports
-	express *supply       // for the express path
+	supply  *supply // for published ports
+	express *supply // for the express path
+	// dials connects to unix sockets for published ports; nil before there are any.
+	dials   atomic.Pointer[unixDials]
 	stopped chan struct{} // closed by stop: nobody takes events any more
 	done    sync.WaitGroup
 
@@ -108,6 +111,8 @@ func (e *engine) receive() {
 			e.answer(m.Seq, m)
 		case *handoff.EnginePortsAnswer:
 			e.answer(m.Seq, m)
+		case *handoff.EngineDial:
+			e.dialUnix(m)
 		case *handoff.EngineOrder:
 			e.supplyOf(m.Kind).order(m.Kind, m.N)
 		default:
@@ -122,6 +127,14 @@ func (e *engine) receive() {
 		end = state.String()
 	}
 	e.emit(engineEvent{from: e, end: end})
+}
+
+func (e *engine) dialUnix(m *handoff.EngineDial) {
+	if d := e.dials.Load(); d != nil {
+		d.serve(e.conn, m)
+		return
+	}
+	reply(e.conn, m.Seq, nil, unix.EACCES)
 }
 
 func (e *engine) emit(ev engineEvent) {

@@ -47,10 +47,14 @@ type publisher struct {
 	stocked bool
 	// driver is the choice made, "" before the first port.
 	driver PortDriver
+
+	dials *unixDials
 }
 
 func newPublisher(choice PortDriver, log *slog.Logger) *publisher {
-	return &publisher{choice: choice, log: log, rules: make(map[int]portdriver.Rule)}
+	p := &publisher{choice: choice, log: log, rules: make(map[int]portdriver.Rule)}
+	p.dials = newUnixDials(p.unixTarget)
+	return p
 }
 
 // connect says where the container is.
@@ -92,6 +96,7 @@ func (p *publisher) Shut(rule int) {
 func (p *publisher) serve(e *engine) error {
 	p.mu.Lock()
 	p.engine, p.stocked = e, false
+	e.dials.Store(p.dials)
 	rules := make([]portdriver.Rule, 0, len(p.rules))
 	for _, r := range p.rules {
 		rules = append(rules, r)
@@ -201,8 +206,8 @@ func (p *publisher) sendLocked(some []portdriver.Listener) (answer, error) {
 }
 
 // stockLocked tells the engine how to reach the container: with sockets of its
-// network namespace if they are to be had, and a descriptor of its root directory
-// if it has a process.
+// network namespace if they are to be had, and whether it has a process and thus a
+// root directory.
 func (p *publisher) stockLocked() error {
 	m := &handoff.EngineStock{}
 	var files []*os.File
@@ -218,7 +223,7 @@ func (p *publisher) stockLocked() error {
 	root, err := p.root()
 	if err == nil {
 		m.Root = true
-		files = append(files, root)
+		_ = root.Close()
 	} else if !errors.Is(err, join.ErrNoProcess) {
 		return err
 	}
