@@ -77,25 +77,31 @@ func TestHTTP(t *testing.T) {
 	})
 }
 
+// echoDatagrams serves on an address of the host until the test ends.
+func echoDatagrams(t *testing.T, host netip.Addr) netip.AddrPort {
+	t.Helper()
+	server, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	go func() {
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := server.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+	return server.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
 func TestUDPEcho(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		for _, host := range hosts {
-			server, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host, 0)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { server.Close() })
-			go func() {
-				buf := make([]byte, 1<<16)
-				for {
-					n, from, err := server.ReadFromUDPAddrPort(buf)
-					if err != nil {
-						return
-					}
-					_, _ = server.WriteToUDPAddrPort(buf[:n], from)
-				}
-			}()
-			c := w.mustDial(t, "udp", server.LocalAddr().(*net.UDPAddr).AddrPort())
+			c := w.mustDial(t, "udp", echoDatagrams(t, host))
 			buf := make([]byte, 1<<16)
 			for _, size := range []int{0, 1, 1400, 1472, 1473, 9000, 60000, 65507} {
 				payload := random(byte(size), size)

@@ -34,22 +34,7 @@ func echoes(t *testing.T, w *world, host netip.Addr) {
 	if _, err := io.ReadFull(conn, got); err != nil || !bytes.Equal(got, sent) {
 		t.Errorf("%s: %d bytes did not come back whole: %v", host, len(sent), err)
 	}
-	server, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host, 0)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { server.Close() })
-	go func() {
-		buf := make([]byte, 1<<16)
-		for {
-			n, from, err := server.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			_, _ = server.WriteToUDPAddrPort(buf[:n], from)
-		}
-	}()
-	c := w.mustDial(t, "udp", server.LocalAddr().(*net.UDPAddr).AddrPort())
+	c := w.mustDial(t, "udp", echoDatagrams(t, host))
 	buf := make([]byte, 1<<16)
 	for _, size := range []int{0, 1, 1472, 1473, 9000, 60000} {
 		payload := random(byte(size), size)

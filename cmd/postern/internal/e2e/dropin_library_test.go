@@ -1,20 +1,14 @@
 package e2e
 
 import (
-	"bufio"
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/child"
 	"github.com/rootless-containers/rootlesskit/v3/pkg/copyup/tmpfssymlink"
@@ -132,61 +126,12 @@ func TestRootlessKitLibrary(t *testing.T) {
 	}
 }
 
-// untilReady starts a command and returns what it has said when it is ready.
-func untilReady(t *testing.T, cmd *exec.Cmd) (said string, end func()) {
-	t.Helper()
-	errs := &lockedBuffer{}
-	cmd.Stderr = errs
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	end = sync.OnceFunc(func() {
-		_ = stdin.Close()
-		_ = cmd.Wait()
-	})
-	t.Cleanup(end)
-	// RootlessKit's parent does not notice that its child has died early.
-	tooLong := time.AfterFunc(patience, func() {
-		for _, p := range family(cmd.Process.Pid) {
-			_ = unix.Kill(p.pid, unix.SIGKILL)
-		}
-	})
-	defer tooLong.Stop()
-	lines := bufio.NewScanner(stdout)
-	for lines.Scan() {
-		said += lines.Text() + "\n"
-		if lines.Text() == "ready" {
-			return said, end
-		}
-	}
-	t.Fatalf("%s ended after %q: %s", cmd, said, errs)
-	return "", nil
-}
-
 // kitInfo is GET /v1/info of RootlessKit's socket.
 func kitInfo(t *testing.T, state string) string {
 	t.Helper()
-	c := http.Client{Timeout: within, Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", state+"/api.sock")
-		},
-	}}
-	answer, err := c.Get("http://rootlesskit/v1/info")
-	if err != nil {
-		t.Fatal(err)
+	status, answer, err := controlAt(t, state+"/api.sock").call(http.MethodGet, "/v1/info", nil)
+	if err != nil || status != http.StatusOK {
+		t.Fatalf("GET /v1/info: status %d, %v", status, err)
 	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return string(answer)
 }

@@ -19,10 +19,13 @@ import (
 )
 
 // control is a client of the instance's control socket.
-func (i *inst) control(t testing.TB) *controlClient {
+func (i *inst) control(t testing.TB) *controlClient { return controlAt(t, i.dir()+"/api.sock") }
+
+// controlAt is a client of the control socket at a path.
+func controlAt(t testing.TB, socket string) *controlClient {
 	c := &controlClient{http.Client{Timeout: within, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", i.dir()+"/api.sock")
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 	}}}
 	t.Cleanup(c.CloseIdleConnections)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -98,8 +99,20 @@ func (a account) hostWitness(t testing.TB, listeners ...string) (pid int, end fu
 // awaitReady starts a witness. Its end waits for the process.
 func awaitReady(t testing.TB, cmd *exec.Cmd) (pid int, end func()) {
 	t.Helper()
-	var errs lockedBuffer
-	cmd.Stderr = &errs
+	said, end := untilReady(t, cmd)
+	if said != "ready\n" {
+		end()
+		t.Fatalf("%s: %q before it was ready", strings.Join(cmd.Args, " "), said)
+	}
+	return cmd.Process.Pid, end
+}
+
+// untilReady starts a command and returns what it has said when it is ready. Its end
+// waits for the process.
+func untilReady(t testing.TB, cmd *exec.Cmd) (said string, end func()) {
+	t.Helper()
+	errs := &lockedBuffer{}
+	cmd.Stderr = errs
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -111,20 +124,27 @@ func awaitReady(t testing.TB, cmd *exec.Cmd) (pid int, end func()) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := false
-	end = func() {
-		if !ended {
-			ended = true
-			_ = stdin.Close()
-			_ = cmd.Wait()
+	end = sync.OnceFunc(func() {
+		_ = stdin.Close()
+		_ = cmd.Wait()
+	})
+	t.Cleanup(end)
+	// RootlessKit's parent, for one, does not notice that its child has died early.
+	tooLong := time.AfterFunc(patience, func() {
+		for _, p := range family(cmd.Process.Pid) {
+			_ = unix.Kill(p.pid, unix.SIGKILL)
+		}
+	})
+	defer tooLong.Stop()
+	lines := bufio.NewScanner(stdout)
+	for lines.Scan() {
+		said += lines.Text() + "\n"
+		if lines.Text() == "ready" {
+			return said, end
 		}
 	}
-	t.Cleanup(end)
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
-		end()
-		t.Fatalf("%s: %q, %v: %s", strings.Join(cmd.Args, " "), line, err, errs.String())
-	}
-	return cmd.Process.Pid, end
+	t.Fatalf("%s ended after %q: %s", cmd, said, errs)
+	return "", nil
 }
 
 // client is where and how a test asks a witness.
