@@ -70,7 +70,7 @@ func (h *shelf) tidy(now time.Time) (old []int) {
 // clear takes away all sockets.
 func (h *shelf) clear() []int {
 	all := append(h.cut(0), h.used...)
-	h.used = h.used[:0]
+	h.used, h.spare, h.stale = h.used[:0], 0, time.Time{}
 	return all
 }
 

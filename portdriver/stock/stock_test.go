@@ -498,3 +498,27 @@ func TestShedClosesUsedSockets(t *testing.T) {
 		}
 	})
 }
+
+// Shedding what has been there for a while leaves nothing to be taken for spare later.
+func TestUsedSocketsAfterShed(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, _ := newStock(t, 64)
+		defer s.Close()
+		keep(t, s, tcp4, 10)
+		time.Sleep(idle + time.Millisecond) // all ten are spare from now on
+		if n := s.Shed(); n != 10 {
+			t.Errorf("shed %d, want 10", n)
+		}
+		keep(t, s, tcp4, 3)
+		time.Sleep(idle + time.Millisecond)
+		synctest.Wait()
+		if n := s.Stats().Surplus; n != 0 {
+			t.Errorf("%d were closed of those that came after that", n)
+		}
+		time.Sleep(idle)
+		synctest.Wait()
+		if n := s.Stats().Surplus; n != 3 {
+			t.Errorf("%d were closed after a time without use, want 3", n)
+		}
+	})
+}
