@@ -1,9 +1,12 @@
 package furnish
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"sync"
 	"testing"
 )
 
@@ -49,6 +52,39 @@ func TestLinkEntries(t *testing.T) {
 			t.Errorf("%s -> %q, %v; want %q", name, got, err, want)
 		}
 	}
+}
+
+// TestLinkEntriesGone: links that the host makes and removes meanwhile are no failure.
+func TestLinkEntriesGone(t *testing.T) {
+	original := t.TempDir()
+	var host sync.WaitGroup
+	stop := make(chan struct{})
+	host.Go(func() {
+		for n := 0; ; n++ {
+			path := filepath.Join(original, strconv.Itoa(n%100))
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			err := os.Symlink("/x", path)
+			if errors.Is(err, os.ErrExist) {
+				err = os.Remove(path)
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for range 50 {
+		if err := linkEntries(t.TempDir(), original); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	host.Wait()
 }
 
 // TestStageAvoidsRelatives: nothing is put aside inside itself, and what cannot be

@@ -172,7 +172,8 @@ func coverWithTmpfs(dir, aside string, mode uint32) (original string, err error)
 }
 
 // linkEntries makes one link in dir for each entry of original. Links among the
-// entries are copied as they are, so that relative ones keep their meaning.
+// entries are copied as they are, so that relative ones keep their meaning; one that
+// the host removes meanwhile is left out.
 func linkEntries(dir, original string) error {
 	entries, err := os.ReadDir(original)
 	if err != nil {
@@ -181,7 +182,10 @@ func linkEntries(dir, original string) error {
 	for _, e := range entries {
 		target := filepath.Join(filepath.Base(original), e.Name())
 		if e.Type()&os.ModeSymlink != 0 {
-			if target, err = os.Readlink(filepath.Join(original, e.Name())); err != nil {
+			target, err = os.Readlink(filepath.Join(original, e.Name()))
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			} else if err != nil {
 				return err
 			}
 		}
