@@ -48,8 +48,13 @@ type Config struct {
 	// Static says that the container's interface was given its addresses and
 	// routes: there are no router advertisements, which would add others.
 	Static bool
-	// ContainerMAC is the Ethernet address of the container's interface.
+	// ContainerMAC is the Ethernet address of the container's interface. Zero: that from
+	// which the last frame came that the container may send.
 	ContainerMAC [6]byte
+	// MaxFrame is the longest frame that is taken from the device, in bytes with its
+	// Ethernet header; 0 means any. Longer ones are dropped. It is for devices whose
+	// other side is no kernel with our MTU; super-segments are longer than the MTU.
+	MaxFrame int
 	// HostLoopback lets the gateway addresses reach the host's loopback, on
 	// HostLoopbackPorts or, when that is empty, on all ports.
 	HostLoopback      bool

@@ -73,7 +73,8 @@ func (e *Engine) assemble() error {
 	e.services = service.New(c.services())
 	e.link = link.New(link.Config{
 		Device: c.Device, MTU: c.MTU,
-		GatewayMAC: gatewayMAC[:], ContainerMAC: c.containerMAC(),
+		GatewayMAC: gatewayMAC[:], ContainerMAC: c.containerMAC(), MaxFrame: c.MaxFrame,
+		WhoHas:   e.services.WhoHas,
 		Source:   func(h inet.Header) string { return policy.Source(h.Src) },
 		Service:  e.services,
 		Handlers: link.Handlers{UDP: e.handleUDP, ICMP: e.handleICMP, SYN: e.handleSYN},

@@ -47,21 +47,29 @@ func echoes(t *testing.T, w *world, host netip.Addr) {
 	}
 }
 
-// TestBareTAP: without offloads everything works in plain frames.
-func TestBareTAP(t *testing.T) {
+// TestPlainFrames: without offloads everything works in plain frames, on a line to a
+// virtual machine also without its hardware address.
+func TestPlainFrames(t *testing.T) {
 	for _, mtu := range []int{1500, stack.MaxMTU} {
-		t.Run(fmt.Sprint("mtu ", mtu), func(t *testing.T) {
-			w := newWorld(t, tap.BareTAP, mtu, nil)
-			for _, host := range hosts {
-				echoes(t, w, host)
-			}
-			for _, name := range []string{"drop_malformed", "drop_checksum", "drop_runt"} {
-				if n := w.Snapshot().Counters[name]; n != 0 {
-					t.Errorf("%s: %d", name, n)
-				}
-			}
+		plainFrames(t, tap.BareTAP, mtu, nil)
+		plainFrames(t, tap.Seqpacket, mtu, func(c *stack.Config) {
+			c.ContainerMAC, c.MaxFrame = [6]byte{}, mtu+14
 		})
 	}
+}
+
+func plainFrames(t *testing.T, kind tap.Kind, mtu int, change func(*stack.Config)) {
+	t.Run(fmt.Sprintf("%s/mtu %d", kind, mtu), func(t *testing.T) {
+		w := newWorld(t, kind, mtu, change)
+		for _, host := range hosts {
+			echoes(t, w, host)
+		}
+		for _, name := range []string{"drop_malformed", "drop_checksum", "drop_runt", "drop_oversized", "drop_unsent"} {
+			if n := w.Snapshot().Counters[name]; n != 0 {
+				t.Errorf("%s: %d", name, n)
+			}
+		}
+	})
 }
 
 // TestOtherAddresses: the interface may have any addresses of the network instead of

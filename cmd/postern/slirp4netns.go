@@ -60,6 +60,9 @@ func (a *app) slirpServe(ctx context.Context, o *slirpcli.Options, cfg *supervis
 	if err != nil {
 		return a.slirpFailed(err)
 	}
+	if err := a.listenGuest(o, cfg); err != nil {
+		return a.slirpFailed(errors.Join(err, remove()))
+	}
 	if o.ReadyFD != int(unix.Stdout) { // else the first byte there is to be the "1"
 		_, _ = io.WriteString(a.out, o.Banner(cfg.Plan.V4, cfg.MTU)) // nobody reads it: no harm
 	}
@@ -71,6 +74,23 @@ func (a *app) slirpServe(ctx context.Context, o *slirpcli.Options, cfg *supervis
 		return exitSlirp
 	}
 	return code
+}
+
+// listenGuest listens for the virtual machine, if one is to be served, and says so:
+// the line is the original's, for callers that wait for it before they start one.
+//
+// The "1" for --ready-fd does not come at this point but, as from the original, when a
+// machine has connected and its packets flow; who waits for it first and starts the
+// machine then waits forever, here as there. The control socket is open before, for
+// ports that shall be there when the machine is.
+func (a *app) listenGuest(o *slirpcli.Options, cfg *supervisor.AttachConfig) (err error) {
+	if !o.Bess {
+		return nil
+	}
+	if cfg.Guest, err = supervisor.ListenGuest(o.Path); err == nil {
+		fmt.Fprintf(a.err, "Waiting for connection to %s\n", o.Path)
+	}
+	return err
 }
 
 // slirpShow prints what was asked for.

@@ -18,6 +18,7 @@ import (
 	"github.com/postern-net/postern/cmd/postern/internal/instance"
 	"github.com/postern-net/postern/cmd/postern/internal/slirpcli"
 	"github.com/postern-net/postern/cmd/postern/internal/supervisor"
+	"github.com/postern-net/postern/stack/stacktest/guest"
 )
 
 // askMain sends its second argument to the unix socket that is its first, ends its
@@ -62,22 +63,60 @@ func withTAP(name string, args []string) error {
 	if err != nil {
 		return err
 	}
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := openTAP(name)
 	if err != nil {
-		return err
-	}
-	req, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
-	}
-	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return err
 	}
 	if err := unix.Dup3(fd, 9, 0); err != nil {
 		return err
 	}
 	return syscall.Exec(path, args, os.Environ())
+}
+
+// openTAP makes a TAP in the network namespace of its caller.
+func openTAP(name string) (fd int, err error) {
+	if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+		return -1, err
+	}
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return -1, err
+	}
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	return fd, unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+}
+
+// machineMain plays a virtual machine with the kernel of the network namespace that it
+// is started in: it makes a TAP and carries its frames to and from a socket, until that
+// is closed: machine NAME SOCKET
+func machineMain() {
+	if err := machine(os.Args[1], os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func machine(name, socket string) error {
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: socket, Net: "unixpacket"})
+	if err != nil {
+		return err
+	}
+	f, err := conn.File()
+	if err != nil {
+		return err
+	}
+	_ = conn.Close()
+	tap, err := openTAP(name)
+	if err != nil {
+		return err
+	}
+	wait, _, err := guest.Pump(os.NewFile(uintptr(tap), name), f)
+	if err != nil {
+		return err
+	}
+	_ = f.Close()
+	wait()
+	return nil
 }
 
 func TestAsCalled(t *testing.T) {

@@ -17,6 +17,9 @@ const (
 	Packet EndpointKind = "packet"
 	// BareTAP is a TAP device without IFF_VNET_HDR.
 	BareTAP EndpointKind = "bare-tap"
+	// Seqpacket is a connected unix socket of the type SOCK_SEQPACKET, each message of
+	// which is an Ethernet frame.
+	Seqpacket EndpointKind = "seqpacket"
 )
 
 // EngineConfig is the supervisor's first message to the engine. The endpoint's
@@ -30,7 +33,8 @@ type EngineConfig struct {
 	Network6 netip.Prefix `json:"network6"`
 	// Static says that the interface has its addresses and routes already.
 	Static bool `json:"static,omitempty"`
-	// ContainerMAC is the hardware address of the container's interface.
+	// ContainerMAC is the hardware address of the container's interface; zero if that is
+	// for the engine to find out.
 	ContainerMAC      [6]byte  `json:"container_mac"`
 	HostLoopback      bool     `json:"host_loopback,omitempty"`
 	HostLoopbackPorts []uint16 `json:"host_loopback_ports,omitempty"`
@@ -134,7 +138,9 @@ func (*EngineSnapshot) check() error        { return nil }
 func (*EngineExpressLost) check() error     { return nil }
 
 func (m *EngineConfig) check() error {
-	if m.Endpoint != TAP && m.Endpoint != Packet && m.Endpoint != BareTAP {
+	switch m.Endpoint {
+	case TAP, Packet, BareTAP, Seqpacket:
+	default:
 		return fmt.Errorf("%w: endpoint %.32q", ErrMalformed, m.Endpoint)
 	}
 	if m.MTU < 68 || m.MTU > 65535 {

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Device is a TAP or packet socket. Create it with New.
+// Device is a TAP, a packet socket or a seqpacket socket. Create it with New.
 type Device struct {
 	kind     Kind
 	file     *os.File
@@ -21,6 +21,7 @@ type Device struct {
 	fd       int
 	offloads Offloads
 	usoOff   atomic.Bool
+	stalled  atomic.Bool // the other side of a seqpacket socket takes no frames
 
 	// closing lets writers use fd without the poller's lock: Close waits for
 	// them before the number can be reused.
@@ -37,13 +38,14 @@ type readState struct {
 	idle  func()
 	down  bool // the link is, and no frame has come since
 	iov   []unix.Iovec
+	msg   unix.Msghdr // for a seqpacket socket
 	n     int
 	errno syscall.Errno
 }
 
 // New takes ownership of f, also when it fails, and probes what its kernel
 // offers. f must be a TAP made with IFF_NO_PI and, but for BareTAP, IFF_VNET_HDR,
-// or a bound packet socket.
+// or a bound packet socket, or a connected socket of the type SOCK_SEQPACKET.
 func New(f *os.File, kind Kind) (*Device, error) {
 	d, err := adopt(f, kind)
 	if err != nil {
@@ -70,6 +72,8 @@ func adopt(f *os.File, kind Kind) (*Device, error) {
 		probe = probePacket
 	case BareTAP:
 		probe = probeBare
+	case Seqpacket:
+		probe = probeSeqpacket
 	}
 	offloads, err := probe(own)
 	if err != nil {
@@ -84,6 +88,9 @@ func adopt(f *os.File, kind Kind) (*Device, error) {
 	f.Close()
 	d := &Device{kind: kind, file: pollable, raw: raw, fd: own, offloads: offloads}
 	d.read.fn = d.tryRead
+	if kind == Seqpacket {
+		d.read.fn = d.tryReceive
+	}
 	return d, nil
 }
 
@@ -104,7 +111,7 @@ func (d *Device) DisableUSO() bool { return d.usoOff.CompareAndSwap(false, true)
 // Notice returns one line for the user when something is missing that the
 // engine is faster with, or "".
 func (d *Device) Notice() string {
-	if d.offloads.TSO {
+	if d.offloads.TSO || d.kind == Seqpacket { // the latter's other side has none to give
 		return ""
 	}
 	if d.kind == BareTAP {
@@ -118,7 +125,7 @@ func (d *Device) headerLen() int {
 	switch d.kind {
 	case Packet:
 		return 10
-	case BareTAP:
+	case BareTAP, Seqpacket:
 		return 0
 	}
 	return HeaderLen
@@ -130,12 +137,14 @@ func (d *Device) OnIdle(fn func()) { d.read.idle = fn }
 
 // Readv reads one frame: its header into hdr (HeaderLen bytes), the frame
 // itself into bufs in order. It returns the length of the frame. It waits until
-// there is one; os.ErrClosed after Close. A frame larger than bufs is cut
-// short. There must be one reader only.
+// there is one; os.ErrClosed after Close. A frame larger than bufs is cut short,
+// and of a seqpacket socket's the length is returned that it had. An error of that
+// kind of device means that the other side has ended the connection. There must be
+// one reader only.
 func (d *Device) Readv(hdr []byte, bufs ...[]byte) (int, error) {
 	r := &d.read
 	r.iov = appendIovec(r.iov[:0], hdr[:d.headerLen()])
-	if d.kind == BareTAP {
+	if d.headerLen() == 0 {
 		clear(hdr[:HeaderLen]) // what such a frame would have
 	}
 	for _, b := range bufs {
@@ -228,9 +237,13 @@ func (d *Device) Writev(iov []unix.Iovec) error {
 	if err := d.shorten(iov); err != nil {
 		return err
 	}
+	var waiting time.Time // since when
 	for {
 		if done, err := d.tryWrite(iov); done {
 			return err
+		}
+		if d.kind == Seqpacket {
+			d.beImpatient(&waiting)
 		}
 	}
 }
@@ -244,7 +257,7 @@ func (d *Device) shorten(iov []unix.Iovec) error {
 	}
 	h := unsafe.Slice(iov[0].Base, int(iov[0].Len))
 	skip := HeaderLen - d.headerLen()
-	if d.kind == BareTAP {
+	if d.headerLen() == 0 {
 		if h[0]&flagNeedsCsum != 0 || h[1] != gsoNone {
 			return fmt.Errorf("write a frame with an offload to the %s device: %w", d.kind, unix.EINVAL)
 		}
@@ -265,17 +278,29 @@ func (d *Device) tryWrite(iov []unix.Iovec) (done bool, err error) {
 	if d.closed {
 		return true, os.ErrClosed
 	}
-	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	errno := d.put(iov)
 	switch errno {
 	case 0:
 		return true, nil
 	case unix.EINTR:
 		return false, nil
 	case unix.EAGAIN, unix.ENOBUFS:
+		if d.stalled.Load() {
+			return true, errStalled
+		}
 		err := d.waitRoom(errno)
 		return err != nil, err
 	}
 	return true, fmt.Errorf("write to the %s device: %w", d.kind, errno)
+}
+
+// put makes the system call that writes a frame.
+func (d *Device) put(iov []unix.Iovec) (errno syscall.Errno) {
+	if d.kind == Seqpacket {
+		return d.send(iov)
+	}
+	_, _, errno = unix.RawSyscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	return errno
 }
 
 // waitRoom waits a while for the device to take frames again. A full send

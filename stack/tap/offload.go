@@ -17,15 +17,19 @@ const (
 	Packet
 	// BareTAP is a TAP without IFF_VNET_HDR, which has no offloads.
 	BareTAP
+	// Seqpacket is a connected unix socket of that type, which has no offloads either.
+	Seqpacket
 )
 
-// String returns "tap", "packet" or "bare tap".
+// String returns "tap", "packet", "bare tap" or "seqpacket".
 func (k Kind) String() string {
 	switch k {
 	case Packet:
 		return "packet"
 	case BareTAP:
 		return "bare tap"
+	case Seqpacket:
+		return "seqpacket"
 	}
 	return "tap"
 }

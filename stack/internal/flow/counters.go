@@ -12,11 +12,13 @@ const (
 	FramesOut
 	ACKsDelayed
 	DropRunt
+	DropOversized
 	DropMalformed
 	DropForeignMAC
 	DropChecksum
 	DropSpoofed
 	DropUnknownProtocol
+	DropUnsent
 	TCPAdmitted
 	TCPRefusedGuard
 	TCPRefusedLimit
@@ -68,11 +70,13 @@ var counterNames = [numCounters]string{
 	FramesOut:             "frames_out",
 	ACKsDelayed:           "acks_delayed",
 	DropRunt:              "drop_runt",
+	DropOversized:         "drop_oversized",
 	DropMalformed:         "drop_malformed",
 	DropForeignMAC:        "drop_foreign_mac",
 	DropChecksum:          "drop_checksum",
 	DropSpoofed:           "drop_spoofed_source",
 	DropUnknownProtocol:   "drop_unknown_protocol",
+	DropUnsent:            "drop_unsent",
 	TCPAdmitted:           "tcp_admitted",
 	TCPRefusedGuard:       "tcp_refused_guard",
 	TCPRefusedLimit:       "tcp_refused_limit",

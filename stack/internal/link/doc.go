@@ -10,7 +10,7 @@
 // that holds the headers, and that one is small. Every length is checked before
 // a byte behind it is looked at:
 //
-//	runt, foreign MAC, unknown type    dropped, counted
+//	runt, too long, foreign MAC, unknown type  dropped, counted
 //	ARP, NDP, DHCP, echo to the gateway  answered here (package service)
 //	source that the plan does not allow  dropped, counted (guard.Policy.Source)
 //	TCP, fragments                       netstack
@@ -34,5 +34,7 @@
 // header. The write waits when the device is full.
 //
 // The MAC addresses are fixed: the container's is known, the gateway's is ours.
-// There is no neighbour cache to fill or to poison.
+// There is no neighbour cache to fill or to poison. Only on a line to a machine whose
+// address nobody tells there is one entry, which that machine alone can change
+// (farend.go).
 package link

@@ -2,6 +2,7 @@ package link
 
 import (
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -57,12 +58,20 @@ type Handlers struct {
 	SYN func(Packet) bool
 }
 
-// Config describes an Endpoint. All fields are needed but Handlers.SYN.
+// Config describes an Endpoint. All fields are needed unless they say otherwise.
 type Config struct {
-	Device       Device
-	MTU          int
-	GatewayMAC   net.HardwareAddr
+	Device     Device
+	MTU        int
+	GatewayMAC net.HardwareAddr
+	// ContainerMAC is where frames go; if it is zero, to who sent the last frame that
+	// could be the container's.
 	ContainerMAC net.HardwareAddr
+	// WhoHas returns a frame that asks for the Ethernet address of an IPv4 address. It
+	// is needed where ContainerMAC is zero.
+	WhoHas func(target netip.Addr) []byte
+	// MaxFrame is how long a frame may be, in bytes with its Ethernet header; 0 means
+	// what a device can deliver.
+	MaxFrame int
 	// Source says why a packet may not come from an address, "" if it may.
 	Source   func(packet inet.Header) (reason string)
 	Service  Service
@@ -73,11 +82,11 @@ type Config struct {
 // Endpoint implements stack.LinkEndpoint and stack.GSOEndpoint over a
 // Device. Serve must run for it to receive anything.
 type Endpoint struct {
-	cfg       Config
-	gateway   tcpip.LinkAddress
-	container tcpip.LinkAddress
-	errors    bucket
-	ack       heldACK
+	cfg     Config
+	gateway tcpip.LinkAddress
+	far     farEnd
+	errors  bucket
+	ack     heldACK
 
 	mu         sync.RWMutex // guards dispatcher and mtu
 	dispatcher stack.NetworkDispatcher
@@ -91,12 +100,16 @@ var (
 
 // New makes an endpoint. It does not take ownership of the device.
 func New(cfg Config) *Endpoint {
-	return &Endpoint{
-		cfg:       cfg,
-		gateway:   tcpip.LinkAddress(cfg.GatewayMAC),
-		container: tcpip.LinkAddress(cfg.ContainerMAC),
-		mtu:       uint32(cfg.MTU),
+	if cfg.MaxFrame == 0 || cfg.MaxFrame > headLen+bodyLen {
+		cfg.MaxFrame = headLen + bodyLen
 	}
+	e := &Endpoint{
+		cfg:     cfg,
+		gateway: tcpip.LinkAddress(cfg.GatewayMAC),
+		mtu:     uint32(cfg.MTU),
+	}
+	e.far.init(cfg.ContainerMAC)
+	return e
 }
 
 // MTU implements stack.LinkEndpoint.
@@ -168,7 +181,12 @@ func (*Endpoint) ARPHardwareType() header.ARPHardwareType { return header.ARPHar
 // AddHeader implements stack.LinkEndpoint.
 func (e *Endpoint) AddHeader(pkt *stack.PacketBuffer) {
 	eth := header.Ethernet(pkt.LinkHeader().Push(ethernetLen))
-	eth.Encode(&header.EthernetFields{SrcAddr: e.gateway, DstAddr: e.container, Type: pkt.NetworkProtocolNumber})
+	eth.Encode(&header.EthernetFields{SrcAddr: e.gateway, Type: pkt.NetworkProtocolNumber})
+	far, known := e.far.address()
+	if !known {
+		e.whoHas(pkt)
+	}
+	copy(eth, far[:])
 }
 
 // ParseHeader implements stack.LinkEndpoint.

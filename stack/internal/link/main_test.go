@@ -123,7 +123,7 @@ func (r *rig) reset() { r.udp, r.icmp, r.delivered, r.served = nil, nil, nil, 0 
 
 // drops is how many frames were counted as dropped, for whatever reason.
 func (r *rig) drops() (n uint64) {
-	for _, c := range []flow.Counter{flow.DropRunt, flow.DropMalformed, flow.DropForeignMAC, flow.DropChecksum, flow.DropSpoofed, flow.DropUnknownProtocol} {
+	for _, c := range []flow.Counter{flow.DropRunt, flow.DropOversized, flow.DropMalformed, flow.DropForeignMAC, flow.DropChecksum, flow.DropSpoofed, flow.DropUnknownProtocol} {
 		n += r.count.Load(c)
 	}
 	return n

@@ -113,7 +113,11 @@ func (e *Endpoint) sendDatagram(from, to netip.AddrPort, payload []byte, vnet ta
 }
 
 func (e *Endpoint) appendEthernet(b []byte, to netip.Addr) []byte {
-	b = append(b, e.cfg.ContainerMAC...)
+	far, known := e.far.address()
+	if !known {
+		e.ask(to)
+	}
+	b = append(b, far[:]...)
 	b = append(b, e.cfg.GatewayMAC...)
 	proto := header.IPv4ProtocolNumber
 	if !to.Is4() {

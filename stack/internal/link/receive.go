@@ -97,8 +97,12 @@ func (e *Endpoint) Serve() error {
 func (e *Endpoint) receive(r *receiver, n int) {
 	count := e.cfg.Counters
 	count.Inc(flow.FramesIn)
-	if n < ethernetLen {
+	switch {
+	case n < ethernetLen:
 		count.Inc(flow.DropRunt)
+		return
+	case n > e.cfg.MaxFrame: // which the buffers hold
+		count.Inc(flow.DropOversized)
 		return
 	}
 	vnet, ok := tap.ParseHeader(r.hdr[:])
@@ -112,6 +116,9 @@ func (e *Endpoint) receive(r *receiver, n int) {
 	if dst := head[:6]; dst[0]&1 == 0 && !bytes.Equal(dst, e.cfg.GatewayMAC) {
 		count.Inc(flow.DropForeignMAC)
 		return
+	}
+	if e.far.learns {
+		e.learn(head)
 	}
 	switch binary.BigEndian.Uint16(head[12:]) {
 	case uint16(header.IPv4ProtocolNumber):

@@ -103,8 +103,11 @@ func gsoHeader(pkt *stack.PacketBuffer) tap.Header {
 // write sends the vector and counts it.
 func (e *Endpoint) write(v *vector) error {
 	err := e.cfg.Device.Writev(v.iov)
-	if err == nil {
+	switch {
+	case err == nil:
 		e.cfg.Counters.Inc(flow.FramesOut)
+	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, os.ErrClosed): // else it is sent otherwise, or all is over
+		e.cfg.Counters.Inc(flow.DropUnsent)
 	}
 	return err
 }

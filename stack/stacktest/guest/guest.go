@@ -1,6 +1,7 @@
 // Package guest makes what a container has of the network, for tests that need
 // a kernel on the far side: a network namespace with one interface, and the
-// device behind that interface, a TAP or a packet socket.
+// device behind that interface: a TAP, a packet socket, or a seqpacket socket whose other
+// side brings the frames of a TAP, as a virtual machine does (Pump).
 //
 // The test binary must run inside namespaces of its own (nstest.Main), which
 // then play the host.
@@ -59,6 +60,9 @@ func New(tb testing.TB, kind tap.Kind, mtu int) *Guest {
 		missing(tb, "this test needs /dev/net/tun")
 	}
 	tb.Cleanup(func() { g.Device.Close() }) // harmless once it is taken over
+	if kind == tap.Seqpacket {
+		g.Device = cable(tb, g.Device)
+	}
 	g.Do(tb, func() error {
 		if err := setMTU(Name, mtu); err != nil {
 			return err
@@ -101,7 +105,7 @@ func (g *Guest) openTAP() error {
 		return err
 	}
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if g.Kind == tap.BareTAP {
+	if g.Kind == tap.BareTAP || g.Kind == tap.Seqpacket {
 		flags &^= unix.IFF_VNET_HDR
 	}
 	ifr.SetUint16(flags)

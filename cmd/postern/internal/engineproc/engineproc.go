@@ -185,7 +185,19 @@ func serve(conn *seam.Conn, cfg *handoff.EngineConfig, files []*os.File, log *sl
 
 // kinds says what each endpoint is for package tap.
 var kinds = map[handoff.EndpointKind]tap.Kind{
-	handoff.TAP: tap.TAP, handoff.Packet: tap.Packet, handoff.BareTAP: tap.BareTAP,
+	handoff.TAP: tap.TAP, handoff.Packet: tap.Packet, handoff.BareTAP: tap.BareTAP, handoff.Seqpacket: tap.Seqpacket,
+}
+
+// ethernetLen is the length of an Ethernet header without VLAN tag.
+const ethernetLen = 14
+
+// maxFrame is the longest frame of an endpoint that is taken, 0 for any. Behind the
+// others a kernel stands, whose super-segments are longer than its MTU.
+func maxFrame(cfg *handoff.EngineConfig) int {
+	if cfg.Endpoint == handoff.Seqpacket {
+		return ethernetLen + cfg.MTU
+	}
+	return 0
 }
 
 // build makes the engine from its configuration.
@@ -201,6 +213,7 @@ func build(cfg *handoff.EngineConfig, plan netplan.Plan, endpoint *os.File, expr
 		Static:            cfg.Static,
 		Plan:              plan,
 		ContainerMAC:      cfg.ContainerMAC,
+		MaxFrame:          maxFrame(cfg),
 		HostLoopback:      cfg.HostLoopback,
 		HostLoopbackPorts: cfg.HostLoopbackPorts,
 		Outbound4:         cfg.Outbound4,

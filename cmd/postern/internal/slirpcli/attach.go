@@ -15,7 +15,8 @@ import (
 type Lookup func(addressOrInterface string) ([]netip.Addr, error)
 
 // Attach returns the configuration that the options mean. What concerns the process
-// is the caller's to fill in: descriptors, the TAP among them, directories, streams
+// is the caller's to fill in: descriptors, the TAP and the virtual machine's socket among
+// them, directories, streams
 // and the log's level. The notes are lines for the user: what was asked for and is
 // not given to the letter.
 func (o *Options) Attach(lookup Lookup) (cfg supervisor.AttachConfig, notes []string, err error) {
@@ -118,6 +119,9 @@ func (o *Options) limits(cfg *supervisor.Config) (notes []string) {
 
 // command is what the instance says it is for.
 func (o *Options) command() []string {
+	if o.Bess {
+		return []string{"slirp4netns", "--target-type=bess", o.Path}
+	}
 	place := o.Path
 	switch o.NetNSType {
 	case TypePID:

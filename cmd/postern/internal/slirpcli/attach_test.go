@@ -75,6 +75,10 @@ func TestAttach(t *testing.T) {
 			c.DHCPFirst, c.DHCPLast = netip.MustParseAddr("172.16.0.15"), netip.MustParseAddr("172.16.0.30")
 			c.Outbound4, c.Outbound6 = netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")
 		}),
+		"--target-type=bess -6 --mtu=9000 -a /s --disable-dns --macaddress=02:00:00:00:00:01 /b": plain(func(c *supervisor.AttachConfig) {
+			c.PID, c.IfName, c.MTU, c.Plan.V6, c.Slirp4netnsSocket, c.NoDNS = 0, "", 9000, v6, "/s", true
+			c.MAC, c.Command = [6]byte{2, 0, 0, 0, 0, 1}, []string{"slirp4netns", "--target-type=bess", "/b"}
+		}),
 		"-c --macaddress=02:00:00:00:00:01 42 tap0": plain(func(c *supervisor.AttachConfig) {
 			c.Configure, c.Endpoint, c.MAC = true, supervisor.EndpointAuto, [6]byte{2, 0, 0, 0, 0, 1}
 		}),

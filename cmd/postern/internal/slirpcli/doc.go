@@ -8,6 +8,7 @@
 // # The command line
 //
 //	slirp4netns [OPTION]... PID|PATH|FD [TAPNAME]
+//	slirp4netns [OPTION]... --target-type=bess SOCKETPATH
 //
 // Words are taken as getopt_long(3) takes them, because callers were written
 // against that: options and operands in any order, "--opt=value" and "--opt
@@ -29,6 +30,13 @@
 // loopback unless that is disabled, which is the original's default and the opposite
 // of postern's. --enable-sandbox and --enable-seccomp are accepted and change
 // nothing: the process that moves packets is always confined, and more narrowly.
+//
+// With --target-type=bess a virtual machine takes the place of a namespace (User Mode
+// Linux: vec0:transport=bess,dst=SOCKETPATH). It connects to the socket and configures
+// itself; its hardware address is the one that it sends from, or that of --macaddress,
+// which the original does not have here. The machine must not send frames of more than
+// --mtu and an Ethernet header. Of the socket's place more is asked than by the
+// original, which removes whatever is there: only a socket without a listener gives way.
 package slirpcli
 
 import "net/netip"
@@ -79,8 +87,10 @@ type Options struct {
 	CIDR netip.Prefix
 	// DisableHostLoopback keeps the gateway from reaching the host's loopback.
 	DisableHostLoopback bool
-	// NetNSType is what PID, Path or TAPFD was given.
+	// NetNSType is what PID, Path or TAPFD was given; "" with Bess.
 	NetNSType NetNSType
+	// Bess listens on the unix socket Path for a virtual machine.
+	Bess bool
 	// UserNSPath is the user namespace to enter first, "" for the obvious one.
 	UserNSPath string
 	// Sandbox and Seccomp are accepted.
@@ -89,14 +99,15 @@ type Options struct {
 	Outbound4, Outbound6 string
 	// DisableDNS leaves out the name server.
 	DisableDNS bool
-	// MAC is the interface's hardware address, zero if not given.
+	// MAC is the interface's hardware address, or the virtual machine's; zero if not
+	// given.
 	MAC [6]byte
 
-	// PID, Path or TAPFD is the target, by NetNSType.
+	// PID, Path or TAPFD is the target, by NetNSType and Bess.
 	PID   int
 	Path  string
 	TAPFD int
-	// TAPName is the interface's name, "" with TypeTAPFD unless given.
+	// TAPName is the interface's name, "" with Bess, and with TypeTAPFD unless given.
 	TAPName string
 	// Extra are operands that mean nothing.
 	Extra []string

@@ -1,7 +1,6 @@
 package slirpcli
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -110,15 +109,11 @@ func (o *Options) setMAC(arg string) error {
 	return nil
 }
 
-// errBess says why there is none, and what is there.
-var errBess = errors.New("--target-type bess: not supported; serve a network namespace or a TAP descriptor (--netns-type=tapfd)")
-
 func (o *Options) setTargetType(arg string) error {
 	switch arg {
-	case "netns":
+	case "netns", "bess":
+		o.Bess = arg == "bess"
 		return nil
-	case "bess":
-		return errBess
 	}
 	return &UsageError{fmt.Errorf("--target-type %q: want netns or bess", arg)}
 }

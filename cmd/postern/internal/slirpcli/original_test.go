@@ -64,6 +64,8 @@ func TestMistakesAreThoseOfTheOriginal(t *testing.T) {
 		"-m 0 42 tap0", "-m 65522 42 tap0", "-m x 42 tap0", "-m 99999 -h", "-r -1 42 tap0", "-e x 42 tap0",
 		"--cidr=10.0.2.1/24 42 tap0", "--cidr=10.0.2.0/26 42 tap0", "--cidr=10.0.2.0/0 42 tap0", "--cidr=10.0.2.0 42 tap0",
 		"--macaddress=02:00:00:00:00:01 42 tap0", "-c --macaddress=xx 42 tap0", "--target-type=vm 42 tap0",
+		"--target-type=bess", "--target-type=bess -c /nowhere/s", "--target-type=bess --netns-type=pid /nowhere/s",
+		"--target-type=bess --userns-path=/ /nowhere/s", "--target-type=bess /nowhere/s tap0",
 	} {
 		args := strings.Fields(line)
 		stdout, stderr, code := original(t, args...)

@@ -11,7 +11,7 @@ import (
 // Parse reads a command line, without the program's name. The error is a
 // *UsageError where the usage belongs to the answer.
 func Parse(args []string) (Options, error) {
-	o := Options{ExitFD: noFD, ReadyFD: noFD, MTU: defaultMTU, CIDR: netplan.DefaultV4, NetNSType: TypePID, TAPFD: noFD}
+	o := Options{ExitFD: noFD, ReadyFD: noFD, MTU: defaultMTU, CIDR: netplan.DefaultV4, TAPFD: noFD}
 	s := scanner{options: options(), args: args}
 	for {
 		g, err := s.next()
@@ -28,14 +28,45 @@ func Parse(args []string) (Options, error) {
 			return o, nil
 		}
 	}
-	if err := o.setTarget(s.operands); err != nil {
+	target := o.setTarget
+	if o.Bess {
+		target = o.setSocket
+	}
+	if err := target(s.operands); err != nil {
 		return Options{}, err
 	}
 	return o, o.check()
 }
 
+// setSocket reads the operands of --target-type=bess, and refuses options that are
+// about namespaces, also those that say what goes without saying.
+func (o *Options) setSocket(operands []string) error {
+	for _, c := range []struct {
+		name  string
+		given bool
+	}{{"--configure", o.Configure}, {"--netns-type", o.NetNSType != ""}, {"--userns-path", o.UserNSPath != ""}} {
+		if c.given {
+			return &UsageError{fmt.Errorf("%s conflicts with --target-type=bess", c.name)}
+		}
+	}
+	switch {
+	case len(operands) == 0:
+		return &UsageError{}
+	case len(operands) > 1:
+		return &UsageError{fmt.Errorf("too many arguments: want the path of the socket alone with --target-type=bess")}
+	}
+	o.Path = operands[0]
+	if o.Path == "" || len(o.Path) > maxSocket {
+		return fmt.Errorf("--target-type=bess: a path of %d bytes cannot be a socket's, want 1 to %d", len(o.Path), maxSocket)
+	}
+	return nil
+}
+
 // setTarget reads the operands.
 func (o *Options) setTarget(operands []string) error {
+	if o.NetNSType == "" {
+		o.NetNSType = TypePID
+	}
 	want := 2
 	if o.NetNSType == TypeTAPFD {
 		want = 1
@@ -77,7 +108,7 @@ func (o *Options) setPlace(operand string) error {
 
 // check holds the rules between options.
 func (o *Options) check() error {
-	if o.MAC != [6]byte{} && !o.Configure {
+	if o.MAC != [6]byte{} && !o.Configure && !o.Bess {
 		return &UsageError{errors.New("--macaddress needs --configure")}
 	}
 	return o.checkDescriptors()

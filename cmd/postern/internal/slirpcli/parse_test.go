@@ -25,6 +25,14 @@ func with(change func(o *Options)) Options {
 	return o
 }
 
+// bess is what "slirp4netns --target-type=bess /s.sock" means, changed.
+func bess(change func(o *Options)) Options {
+	o := base()
+	o.NetNSType, o.PID, o.TAPName, o.Bess, o.Path = "", 0, "", true, "/s.sock"
+	change(&o)
+	return o
+}
+
 func checkParse(t *testing.T, line string, want Options) {
 	t.Helper()
 	got, err := Parse(strings.Fields(line))
@@ -71,7 +79,20 @@ func TestParseWords(t *testing.T) {
 		"--cidr 10.9.0.0/16 42 tap0": with(func(o *Options) {
 			o.CIDR = netip.MustParsePrefix("10.9.0.0/16")
 		}),
-		"--netns-type=pid --target-type netns 42 tap0": base(),
+		"--netns-type=pid --target-type netns 42 tap0":   base(),
+		"--target-type=bess --target-type=netns 42 tap0": base(),
+		"--target-type=bess /s.sock":                     bess(func(o *Options) {}),
+		"/s.sock --target-type bess":                     bess(func(o *Options) {}),
+		"--target-type=netns --target-type=bess /s.sock": bess(func(o *Options) {}),
+		"--target-type=bess 42":                          bess(func(o *Options) { o.Path = "42" }),
+		"--target-type=bess @x":                          bess(func(o *Options) { o.Path = "@x" }),
+		"--target-type=bess -6r3 -e4 -m 9000 -a /a --cidr=10.9.0.0/16 --disable-dns --disable-host-loopback /s.sock": bess(func(o *Options) {
+			o.IPv6, o.ReadyFD, o.ExitFD, o.MTU, o.APISocket, o.DisableDNS, o.DisableHostLoopback = true, 3, 4, 9000, "/a", true, true
+			o.CIDR = netip.MustParsePrefix("10.9.0.0/16")
+		}),
+		"--target-type=bess --enable-sandbox --enable-seccomp --outbound-addr=x --macaddress=02:00:00:12:34:56 /s.sock": bess(func(o *Options) {
+			o.Sandbox, o.Seccomp, o.Outbound4, o.MAC = true, true, "x", [6]byte{2, 0, 0, 0x12, 0x34, 0x56}
+		}),
 		"-c --macaddress=02:00:00:12:34:56 42 tap0": with(func(o *Options) {
 			o.Configure, o.MAC = true, [6]byte{2, 0, 0, 0x12, 0x34, 0x56}
 		}),
@@ -154,7 +175,16 @@ func TestParseRefuses(t *testing.T) {
 		{"--netns-type=tapfd tap0", "want the number of an open descriptor", true},
 		{"--netns-type=vm 42 tap0", "want path, pid or tapfd", true},
 		{"--target-type=vm 42 tap0", "want netns or bess", true},
-		{"--target-type=bess /s", "not supported", false},
+		{"--target-type=bess", "operands are missing", true},
+		{"--target-type=bess /s tap0", "too many arguments", true},
+		{"--target-type=bess -c /s", "--configure conflicts with --target-type=bess", true},
+		{"-c --macaddress=02:00:00:12:34:56 /s --target-type=bess", "--configure conflicts with --target-type=bess", true},
+		{"--target-type=bess --netns-type=pid /s", "--netns-type conflicts with --target-type=bess", true},
+		{"--netns-type=tapfd --target-type=bess 5", "--netns-type conflicts with --target-type=bess", true},
+		{"--target-type=bess --userns-path=/proc/1/ns/user /s", "--userns-path conflicts with --target-type=bess", true},
+		{"--target-type=bess -r3 -e3 /s", "--ready-fd and --exit-fd are the same descriptor, 3", false},
+		{"--target-type=bess /" + long, "a path of 109 bytes cannot be a socket's", false},
+		{"--target-type=bess --macaddress=03:00:00:00:00:01 /s", "want the hardware address", false},
 		{"-m 0 42 tap0", "want 1 to 65521 bytes", true},
 		{"-m 65522 42 tap0", "want 1 to 65521 bytes", true},
 		{"-m x 42 tap0", "want 1 to 65521 bytes", true},
@@ -190,7 +220,7 @@ func TestParseRefuses(t *testing.T) {
 			t.Errorf("%s: an error of several lines: %v", c.line, err)
 		}
 	}
-	for _, args := range [][]string{{"42", ""}, {"--netns-type=path", "", "tap0"}, {"", "tap0"}} {
+	for _, args := range [][]string{{"42", ""}, {"--netns-type=path", "", "tap0"}, {"", "tap0"}, {"--target-type=bess", ""}} {
 		if _, err := Parse(args); err == nil {
 			t.Errorf("%q: accepted", args)
 		}
@@ -199,7 +229,7 @@ func TestParseRefuses(t *testing.T) {
 
 // FuzzParse: any words end in options that hold together, or in a line.
 func FuzzParse(f *testing.F) {
-	for _, line := range []string{"-cr3 42 tap0", "--mtu=9 -- 1 x", "--netns-type tapfd 5", "-a -e --e -", "--=", "---c"} {
+	for _, line := range []string{"-cr3 42 tap0", "--mtu=9 -- 1 x", "--netns-type tapfd 5", "--target-type bess /s", "-a -e --e -", "--=", "---c"} {
 		f.Add(line)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
@@ -219,7 +249,8 @@ func FuzzParse(f *testing.F) {
 				targets++
 			}
 		}
-		if targets != 1 || o.MTU < 1 || o.CIDR != o.CIDR.Masked() || o.TAPName == "" && o.NetNSType != TypeTAPFD {
+		if targets != 1 || o.MTU < 1 || o.CIDR != o.CIDR.Masked() ||
+			o.TAPName == "" && o.NetNSType != TypeTAPFD && !o.Bess || o.Bess != (o.NetNSType == "") {
 			t.Errorf("%q: %+v", line, o)
 		}
 	})

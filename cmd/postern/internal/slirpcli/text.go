@@ -30,8 +30,8 @@ Network for an existing namespace, without root. This is postern, in slirp4netns
 --outbound-addr=IPv4     source address of outgoing IPv4 sockets, or an interface
 --outbound-addr6=IPv6    source address of outgoing IPv6 sockets, or an interface
 --disable-dns            no name server at 10.0.2.3 (or where --cidr puts it)
---macaddress=MAC         hardware address of the interface (only with -c)
---target-type=TYPE       what is served ([netns], default=netns)
+--macaddress=MAC         hardware address of the interface (with -c) or of the virtual machine (with bess)
+--target-type=TYPE       what is served ([netns|bess], default=netns); bess: the operand is a socket for a virtual machine
 -h, --help               show this help and exit
 -v, --version            show the version and exit
 `

@@ -20,6 +20,7 @@ func TestHelpProbes(t *testing.T) {
 		"--configure", "--exit-fd", "--ready-fd", "--mtu", "--enable-ipv6", "--api-socket", "--cidr", "--disable-host-loopback",
 		"--netns-type", "--userns-path", "--enable-sandbox", "--enable-seccomp", "--outbound-addr", "--outbound-addr6",
 		"--disable-dns", "--macaddress", "--target-type", "--help", "--version", "tapfd",
+		"--target-type=TYPE       ", "([netns|bess], default=netns)",
 		"\n--netns-type=TYPE \t ", "([path|pid|tapfd], default=pid)\n",
 	} {
 		if !strings.Contains(Help, probe) {

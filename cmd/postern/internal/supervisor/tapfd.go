@@ -15,10 +15,13 @@ import (
 // cannot be entered, so there are no sockets of it, and nothing can be repaired.
 
 // errNoNetNS is wrapped when something takes entering the network namespace.
-var errNoNetNS = errors.New("a TAP device was handed over, and its network namespace cannot be entered")
+var errNoNetNS = errors.New("there is a TAP device that was handed over or a virtual machine, and no network namespace that can be entered")
 
-// errTAPGone ends an instance whose TAP is gone. Nobody failed.
-var errTAPGone = errors.New("the TAP device that was handed over is gone")
+// errNobodyLeft ends an instance whose container is gone. Nobody failed.
+var errNobodyLeft = errors.New("the network has nobody left")
+
+// errTAPGone ends an instance whose TAP is gone.
+var errTAPGone = fmt.Errorf("%w: the TAP device that was handed over is gone", errNobodyLeft)
 
 // handedOver makes the endpoint of an open TAP, which it takes over, once.
 func handedOver(f *os.File, cfg *Config) maker {
@@ -32,12 +35,28 @@ func handedOver(f *os.File, cfg *Config) maker {
 	}
 }
 
-// lost says what an engine's failure means that cannot use the TAP any more.
-func lost(f *os.File, why string) error {
-	if _, err := join.DescribeTAP(f); err != nil {
-		return fmt.Errorf("%w: %s", errTAPGone, why)
+// lost says what an engine's failure means that cannot use an endpoint any more which
+// nobody can make anew.
+func (e *endpoint) lost(why string) error {
+	gone := errTAPGone
+	if e.kind == handoff.Seqpacket {
+		gone = errGuestGone
 	}
-	return errors.New(why)
+	if e.present() {
+		return errors.New(why)
+	}
+	return fmt.Errorf("%w: %s", gone, why)
+}
+
+// present reports whether there is somebody on the other side of what came to us.
+func (e *endpoint) present() bool {
+	if e.kind != handoff.Seqpacket {
+		_, err := join.DescribeTAP(e.file)
+		return err == nil
+	}
+	p := []unix.PollFd{{Fd: int32(e.file.Fd()), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n == 0
 }
 
 // adopt makes an endpoint of a copy of f.

@@ -39,6 +39,22 @@ func (s *Service) arp(f ether) []byte {
 	return append(b, p[8:18]...)
 }
 
+// WhoHas returns a request of the gateway for the Ethernet address of an IPv4 address,
+// as a frame to everybody; nil if IPv4 is off.
+func (s *Service) WhoHas(target netip.Addr) []byte {
+	v4 := s.cfg.Plan.V4
+	if !v4.On() || !target.Is4() {
+		return nil
+	}
+	const head, request = arpHead, 1
+	b := s.ether(make([]byte, 0, etherHeaderLen+arpLen), MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, etherARP)
+	b = binary.BigEndian.AppendUint32(b, uint32(head>>16))
+	b = binary.BigEndian.AppendUint16(b, uint16(head&0xffff))
+	b = binary.BigEndian.AppendUint16(b, request)
+	b = append(append(b, s.cfg.GatewayMAC[:]...), v4.Gateway.AsSlice()...)
+	return append(append(b, make([]byte, len(MAC{}))...), target.AsSlice()...)
+}
+
 func (s *Service) ipv4(now time.Time, f ether) (replies [][]byte, handled bool) {
 	h, ok := inet.ParseIPv4(f.payload)
 	if !ok || h.Fragment() {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
 	"github.com/postern-net/postern/proto/icmp"
 	"github.com/postern-net/postern/proto/inet"
 	"github.com/postern-net/postern/proto/ndp"
@@ -49,6 +51,27 @@ func arp(op byte, sender, target string) []byte {
 	s, t := addr(sender).As4(), addr(target).As4()
 	b = append(append(append(b, containerMAC[:]...), s[:]...), make([]byte, 6)...)
 	return frame(broadcastMAC, etherARP, append(b, t[:]...))
+}
+
+// TestWhoHas: the gateway's own question, as gVisor reads it.
+func TestWhoHas(t *testing.T) {
+	target := addr("10.0.2.100")
+	b := newService().WhoHas(target)
+	if len(b) != etherHeaderLen+arpLen || MAC(b[:6]) != broadcastMAC || MAC(b[6:12]) != DefaultGatewayMAC {
+		t.Fatalf("frame %x", b)
+	}
+	p := header.ARP(b[etherHeaderLen:])
+	if !p.IsValid() || p.Op() != header.ARPRequest || MAC(p.HardwareAddressSender()) != DefaultGatewayMAC ||
+		netip.AddrFrom4([4]byte(p.ProtocolAddressSender())) != addr("10.0.2.2") || netip.AddrFrom4([4]byte(p.ProtocolAddressTarget())) != target {
+		t.Errorf("question %x", []byte(p))
+	}
+	if b := newService().WhoHas(addr("fd00::100")); b != nil {
+		t.Errorf("asks %x for an IPv6 address", b)
+	}
+	v6 := New(Config{Plan: netplan.Plan{V6: netplan.Default().V6}})
+	if b := v6.WhoHas(target); b != nil {
+		t.Errorf("asks %x without IPv4", b)
+	}
 }
 
 // icmp6 is an ICMPv6 message with hop limit 255 and a right checksum.
