@@ -29,13 +29,7 @@ func newForeign(t testing.TB, a account) *foreign {
 	}
 	f := &foreign{account: a, cmd: cmd}
 	t.Cleanup(f.kill)
-	err := eventually(patience, func() error {
-		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
-		return failIf(err != nil || strings.TrimSpace(string(comm)) != "sleep", "unshare: still %q, %v", comm, err)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	awaitCommand(t, cmd.Process.Pid, "sleep")
 	return f
 }
 

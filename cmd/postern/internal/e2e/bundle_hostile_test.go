@@ -179,7 +179,7 @@ func (h *trap) spring(t *testing.T, strace string, c hostileHook) {
 		t.Fatal(err)
 	}
 	var code string
-	err := eventually(patience, func() error { b, err := os.ReadFile(status); code = strings.TrimSpace(string(b)); return err })
+	err := eventually(within, func() error { b, err := os.ReadFile(status); code = strings.TrimSpace(string(b)); return err })
 	message, _ := os.ReadFile(status + ".err")
 	if err == nil && c.fails == "" && !c.elsewhere {
 		h.works(t, code, string(message))

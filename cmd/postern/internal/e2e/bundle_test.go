@@ -425,6 +425,7 @@ func TestBundleDies(t *testing.T) {
 		c := &container{account: a, runtime: r, id: "Dies+1"}
 		c.bundle = unpack(t, a, redisImage(t, a), "bundle", "sleep", "1000")
 		a.mustCommand(t, lab.dir+"/postern", "oci", "prepare", "--publish-exposed", "--host-ip", "auto", c.bundle)
+		t.Cleanup(func() { c.runtime.call(t, a, "delete", "--force", c.id) }) // as a rule it is gone
 		for _, kill := range []bool{true, false} {
 			c.start(t)
 			infos := c.mustCommand(t, lab.dir+"/postern", "ps", "--json")
@@ -437,6 +438,7 @@ func TestBundleDies(t *testing.T) {
 			if err := json.Unmarshal([]byte(infos), &list); err != nil || len(list) != 1 || strings.Join(list[0].Command, " ") != "oci "+c.id+" "+c.bundle {
 				t.Fatalf("postern ps: %s, %v", infos, err)
 			}
+			awaitCommand(t, list[0].ChildPID, "sleep")
 			c.mustCommand(t, lab.dir+"/postern", "exec", list[0].Name, "--", probe(), "@good", remote4, "1")
 			if kill { // the engine's supervisor, for which nobody can do anything
 				if err := unix.Kill(list[0].PID, unix.SIGKILL); err != nil {
@@ -453,6 +455,19 @@ func TestBundleDies(t *testing.T) {
 			c.gone(t, "delete")
 		}
 	})
+}
+
+// awaitCommand waits until a process has become a command. Runtimes say that a container
+// is started a moment before it has; until then nobody may enter it (PR_SET_DUMPABLE).
+func awaitCommand(t testing.TB, pid int, name string) {
+	t.Helper()
+	err := eventually(patience, func() error {
+		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		return failIf(err != nil || strings.TrimSpace(string(comm)) != name, "process %d is %q, not %s: %v", pid, comm, name, err)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestBundleRun: run in the foreground returns when the container ends, with its exit

@@ -251,7 +251,8 @@ func lookupRole(args []string) error {
 	return nil
 }
 
-// stubbornRole: ADDRESS — exchanges bytes with the echo server until that fails.
+// stubbornRole: ADDRESS — exchanges bytes with the echo server until that fails; prints
+// "ready" when it has worked once, and why it failed.
 func stubbornRole(args []string) error {
 	c, err := net.Dial("tcp", net.JoinHostPort(args[0], portEcho))
 	if err != nil {
@@ -259,12 +260,17 @@ func stubbornRole(args []string) error {
 	}
 	defer c.Close()
 	b := make([]byte, 64)
-	for {
-		if _, err := c.Write(b); err != nil {
-			return err
+	for n := 0; ; n++ {
+		_, err := c.Write(b)
+		if err == nil {
+			_, err = io.ReadFull(c, b)
 		}
-		if _, err := io.ReadFull(c, b); err != nil {
-			return err
+		if err != nil {
+			fmt.Println(err)
+			return nil
+		}
+		if n == 0 {
+			fmt.Println("ready")
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -111,7 +111,8 @@ func answer(records map[string][]dns.RR, w dns.ResponseWriter, q *dns.Msg) *dns.
 func lookup(ctx context.Context, server, kind, name string) (text []string, err error) {
 	q := new(dns.Msg)
 	q.SetQuestion(dns.Fqdn(name), dns.StringToType[kind])
-	r, _, err := new(dns.Client).ExchangeContext(ctx, q, net.JoinHostPort(server, "53"))
+	// Its own limit would be two seconds, which a busy machine may take.
+	r, _, err := (&dns.Client{Timeout: patience / 3}).ExchangeContext(ctx, q, net.JoinHostPort(server, "53"))
 	switch {
 	case err != nil:
 		return nil, err

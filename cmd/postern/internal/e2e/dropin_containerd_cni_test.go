@@ -2,13 +2,9 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,13 +22,31 @@ import (
 // cniPlugins is where Debian has them.
 const cniPlugins = "/usr/lib/cni"
 
-// cniConfig is nerdctl's network "bridge".
-const cniConfig = `[
-{"type": "bridge", "bridge": "nerdctl0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
- "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.4.0.0/24", "gateway": "10.4.0.1"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+// cniNetworks are nerdctl's networks: the one that is there from the start, and one that
+// "nerdctl network create --ipv6 --subnet 10.4.1.0/24 --subnet fd00:104:1::/64 dual" makes.
+var cniNetworks = map[string]string{
+	"bridge": cniNetwork("nerdctl0", "10.4.0.0/24"),
+	"dual":   cniNetwork("br-dual", "10.4.1.0/24", "fd00:104:1::/64"),
+}
+
+// cniNetwork is the plugins of a network with a bridge.
+func cniNetwork(bridge string, subnets ...string) string {
+	var ranges, routes []string
+	for _, subnet := range subnets {
+		everywhere := "0.0.0.0/0"
+		if strings.Contains(subnet, ":") {
+			everywhere = "::/0"
+		}
+		ranges = append(ranges, fmt.Sprintf(`[{"subnet": %q}]`, subnet))
+		routes = append(routes, fmt.Sprintf(`{"dst": %q}`, everywhere))
+	}
+	return fmt.Sprintf(`[
+{"type": "bridge", "bridge": %q, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+ "ipam": {"type": "host-local", "ranges": [%s], "routes": [%s]}},
 {"type": "portmap", "capabilities": {"portMappings": true}},
 {"type": "firewall"},
-{"type": "tuning"}]`
+{"type": "tuning"}]`, bridge, strings.Join(ranges, ", "), strings.Join(routes, ", "))
+}
 
 // portMapping is a published port in CNI's words.
 type portMapping struct {
@@ -47,8 +61,10 @@ type cniHook struct {
 	// State is RootlessKit's directory, NetNS its detached network or "".
 	State, NetNS string
 	// Dir keeps what ADD did, for DEL.
-	Dir   string
-	Ports []portMapping
+	Dir string
+	// Network is one of cniNetworks.
+	Network string
+	Ports   []portMapping
 }
 
 // cniDone is what ADD did.
@@ -130,26 +146,9 @@ func cniRole(args []string) error {
 
 // api asks RootlessKit's API.
 func (h cniHook) api(method, path string, body, answer any) error {
-	c := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", h.State+"/api.sock")
-	}}}
-	text, err := json.Marshal(body)
-	if err != nil {
-		return err
-	}
-	q, err := http.NewRequest(method, "http://rootlesskit/v1/"+path, bytes.NewReader(text))
-	if err != nil {
-		return err
-	}
-	q.Header.Set("Content-Type", "application/json")
-	r, err := c.Do(q)
-	if err != nil {
-		return err
-	}
-	defer r.Body.Close()
-	text, err = io.ReadAll(r.Body)
-	if err != nil || r.StatusCode/100 != 2 {
-		return fmt.Errorf("%s %s: %s: %s, %w", method, path, r.Status, text, err)
+	status, text, err := controlAt(h.State+"/api.sock").call(method, "/v1/"+path, body)
+	if err != nil || status/100 != 2 {
+		return fmt.Errorf("%s %s: status %d: %s, %w", method, path, status, text, err)
 	}
 	if answer == nil {
 		return nil
@@ -157,9 +156,17 @@ func (h cniHook) api(method, path string, body, answer any) error {
 	return json.Unmarshal(text, answer)
 }
 
-// childAddress is where RootlessKit's side forwards a port to: nerdctl and Docker follow
-// what it says of loopback addresses.
-func (h cniHook) childAddress() (string, error) {
+// family is the suffix of a protocol, 4 or 6.
+func (p portMapping) family() string {
+	if strings.Contains(p.HostIP, ":") {
+		return "6"
+	}
+	return "4"
+}
+
+// childAddresses are where RootlessKit's side forwards ports to, by family: nerdctl and
+// Docker follow what it says of loopback addresses.
+func (h cniHook) childAddresses() (map[string]string, error) {
 	var info struct {
 		NetworkDriver struct{ ChildIP string }
 		PortDriver    struct {
@@ -168,52 +175,52 @@ func (h cniHook) childAddress() (string, error) {
 		}
 	}
 	if err := h.api("GET", "info", nil, &info); err != nil {
-		return "", err
+		return nil, err
 	}
 	for _, p := range h.Ports {
-		if !slices.Contains(info.PortDriver.Protos, p.Protocol+"4") {
-			return "", fmt.Errorf("protocol %q is not supported by the RootlessKit port driver", p.Protocol+"4")
+		if proto := p.Protocol + p.family(); !slices.Contains(info.PortDriver.Protos, proto) {
+			return nil, fmt.Errorf("protocol %q is not supported by the RootlessKit port driver", proto)
 		}
 	}
 	if info.PortDriver.DisallowLoopbackChildIP {
-		return info.NetworkDriver.ChildIP, nil
+		return map[string]string{"4": info.NetworkDriver.ChildIP}, nil
 	}
-	return "127.0.0.1", nil
+	return map[string]string{"4": "127.0.0.1", "6": "::1"}, nil
 }
 
 // add makes the container's network and publishes its ports.
 func (h cniHook) add(id string, pid int) error {
-	child, err := h.childAddress()
+	child, err := h.childAddresses()
 	if err != nil {
 		return err
 	}
 	netns := fmt.Sprintf("/proc/%d/ns/net", pid)
-	if _, err := runCNI("ADD", "loopback", id, netns, "lo", map[string]any{}, nil); err != nil {
+	if _, err := h.runCNI("ADD", "loopback", id, netns, "lo", map[string]any{}, nil); err != nil {
 		return err
 	}
 	// The host's addresses are not the child's.
 	inner := slices.Clone(h.Ports)
 	for n := range inner {
-		if inner[n].HostIP != "0.0.0.0" {
-			inner[n].HostIP = child
+		if inner[n].HostIP != "0.0.0.0" && inner[n].HostIP != "::" {
+			inner[n].HostIP = child[inner[n].family()]
 		}
 	}
 	var plugins []map[string]any
-	if err := json.Unmarshal([]byte(cniConfig), &plugins); err != nil {
+	if err := json.Unmarshal([]byte(cniNetworks[h.Network]), &plugins); err != nil {
 		return err
 	}
 	var done cniDone
 	var result json.RawMessage
 	for _, p := range plugins {
 		p["runtimeConfig"] = map[string]any{"portMappings": inner}
-		if result, err = runCNI("ADD", p["type"].(string), id, netns, "eth0", p, result); err != nil {
+		if result, err = h.runCNI("ADD", p["type"].(string), id, netns, "eth0", p, result); err != nil {
 			return err
 		}
 		done.Results = append(done.Results, result)
 	}
 	for _, p := range h.Ports {
 		var status struct{ ID int }
-		spec := map[string]any{"proto": p.Protocol + "4", "parentIP": p.HostIP, "parentPort": p.HostPort, "childIP": child, "childPort": p.HostPort}
+		spec := map[string]any{"proto": p.Protocol + p.family(), "parentIP": p.HostIP, "parentPort": p.HostPort, "childIP": child[p.family()], "childPort": p.HostPort}
 		if err := h.api("POST", "ports", spec, &status); err != nil {
 			return err
 		}
@@ -240,19 +247,19 @@ func (h cniHook) del(id string) error {
 		err = errors.Join(err, h.api("DELETE", fmt.Sprintf("ports/%d", port), nil, nil))
 	}
 	var plugins []map[string]any
-	err = errors.Join(err, json.Unmarshal([]byte(cniConfig), &plugins))
+	err = errors.Join(err, json.Unmarshal([]byte(cniNetworks[h.Network]), &plugins))
 	for n, p := range slices.Backward(plugins) {
 		p["runtimeConfig"] = map[string]any{"portMappings": h.Ports}
 		// The network is gone with the container.
-		_, e := runCNI("DEL", p["type"].(string), id, "", "eth0", p, done.Results[n])
+		_, e := h.runCNI("DEL", p["type"].(string), id, "", "eth0", p, done.Results[n])
 		err = errors.Join(err, e)
 	}
 	return errors.Join(err, os.Remove(filepath.Join(h.Dir, id)))
 }
 
 // runCNI runs one plugin.
-func runCNI(verb, plugin, id, netns, ifname string, config map[string]any, previous json.RawMessage) (json.RawMessage, error) {
-	config["cniVersion"], config["name"], config["type"] = "0.4.0", "bridge", plugin
+func (h cniHook) runCNI(verb, plugin, id, netns, ifname string, config map[string]any, previous json.RawMessage) (json.RawMessage, error) {
+	config["cniVersion"], config["name"], config["type"] = "0.4.0", h.Network, plugin
 	if previous != nil {
 		config["prevResult"] = previous
 	}

@@ -29,6 +29,10 @@ END
 touch "$1"
 exec containerd`
 
+// containerdFlags are what containerd-rootless.sh gives besides scriptFlags, with
+// CONTAINERD_ROOTLESS_ROOTLESSKIT_IPV6=true.
+var containerdFlags = []string{"--copy-up=/var/lib", "--ipv6"}
+
 // containerdStory is containerd in one RootlessKit.
 type containerdStory struct {
 	*rootlessKit
@@ -48,6 +52,7 @@ func TestDropinContainerd(t *testing.T) {
 		detach         bool
 	}{
 		{"3", "real", true},
+		{"1", "real", false},
 		{"1", "postern", false},
 		{"3", "postern", true},
 		{"postern", "", false},
@@ -80,7 +85,7 @@ func (s *containerdStory) step(t *testing.T, name, command string, f func(t *tes
 func (s *containerdStory) begin(t *testing.T) string {
 	t.Helper()
 	start := time.Now()
-	s.running = s.boot(t, s.owner, s.user, s.user.runtime+"/containerd-rootless", []string{"--copy-up=/var/lib"}, containerdRootless, s.user.runtime+"/data")
+	s.running = s.boot(t, s.owner, s.user, s.user.runtime+"/containerd-rootless", containerdFlags, containerdRootless, s.user.runtime+"/data")
 	if err := eventually(patience, func() error {
 		o := s.ctr(t, "version")
 		return failIf(o.code != 0, "%s%s", o.out, o.err)
@@ -124,7 +129,7 @@ daemon off; user root; pid /tmp/pid; error_log /log/error; events {}
 http {
   client_body_temp_path /tmp; proxy_temp_path /tmp; fastcgi_temp_path /tmp; uwsgi_temp_path /tmp; scgi_temp_path /tmp;
   log_format client '$remote_addr'; access_log /log/access client;
-  server { listen 0.0.0.0:80; default_type text/plain; location / { return 200 "hello from nginx\n"; } }
+  server { listen 0.0.0.0:80; listen [::]:80; default_type text/plain; location / { return 200 "hello from nginx\n"; } }
 }
 END
 cd ..
@@ -145,8 +150,14 @@ const imageName = "docker.io/local/nginx:9"
 // run runs a container with published ports.
 func (s *containerdStory) run(t *testing.T, id string, ports ...portMapping) {
 	t.Helper()
+	s.runIn(t, "bridge", id, ports...)
+}
+
+// runIn is run in a network other than the default.
+func (s *containerdStory) runIn(t *testing.T, network, id string, ports ...portMapping) {
+	t.Helper()
 	dir := s.user.runtime + "/" + id
-	h := cniHook{State: s.running.state, Dir: dir, Ports: ports}
+	h := cniHook{State: s.running.state, Dir: dir, Network: network, Ports: ports}
 	if s.detach {
 		h.NetNS = s.running.state + "/netns"
 	}
@@ -227,7 +238,7 @@ func fetchNginx(t *testing.T, ns *netns, addr string) {
 
 func (s *containerdStory) tell(t *testing.T) {
 	s.image = nginxImage(t, s.user)
-	s.step(t, "starts", "rootlesskit "+strings.Join(s.argv("STATE", "--copy-up=/var/lib"), " ")+" containerd", func(t *testing.T) string {
+	s.step(t, "starts", s.invocation(containerdFlags...)+" containerd", func(t *testing.T) string {
 		took := s.begin(t)
 		s.mustCtr(t, "image", "import", "--no-unpack", "--base-name", "docker.io/local/nginx", s.image)
 		return took
@@ -241,6 +252,7 @@ func (s *containerdStory) tell(t *testing.T) {
 			portMapping{"0.0.0.0", 8080, 80, "udp"})
 		return time.Since(start).Round(10 * time.Millisecond).String()
 	})
+	s.dualStack(t)
 	if t.Failed() {
 		return
 	}
@@ -256,13 +268,11 @@ func (s *containerdStory) tell(t *testing.T) {
 		return ""
 	})
 	s.inward(t)
+	s.overIPv6(t)
 	s.step(t, "inspect explains it", "postern inspect", s.inspect)
 	s.step(t, "stop leaves nothing", "", func(t *testing.T) string {
 		s.remove(t, "web")
-		if conn, err := (client{}).dial("tcp", "127.0.0.1:8080"); err == nil {
-			conn.Close()
-			t.Error("the port of the removed container is open")
-		}
+		client{}.closed(t, "tcp", "127.0.0.1:8080")
 		s.running.stop(t, unix.SIGTERM)
 		return ""
 	})
@@ -302,10 +312,7 @@ func (s *containerdStory) inward(t *testing.T) {
 		s.run(t, "second", portMapping{"0.0.0.0", 8082, 80, "tcp"})
 		seen := s.fetch(t, "second", lab.remote, host4+":8082")
 		s.remove(t, "second")
-		if conn, err := (client{ns: lab.remote, limit: time.Second}).dial("tcp", host4+":8082"); err == nil {
-			conn.Close()
-			t.Error("the port of the removed container is open")
-		}
+		client{ns: lab.remote}.closed(t, "tcp", host4+":8082")
 		return fmt.Sprintf("(nginx saw %s)", seen)
 	})
 }

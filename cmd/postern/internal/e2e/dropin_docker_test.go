@@ -53,6 +53,9 @@ func (s *dockerStory) step(t *testing.T, name, command string, f func(t *testing
 	s.table.run(t, s.name, name, command, f)
 }
 
+// dockerIPv6 is what Docker 20.10 has to be told for IPv6 on its bridge, in daemon.json.
+const dockerIPv6 = `{"ipv6": true, "ip6tables": true, "experimental": true, "fixed-cidr-v6": "fd00:105::/64"}`
+
 // begin starts dockerd and waits until it answers.
 func (s *dockerStory) begin(t *testing.T) string {
 	t.Helper()
@@ -60,11 +63,9 @@ func (s *dockerStory) begin(t *testing.T) string {
 	dir := s.user.runtime + "/docker"
 	state := s.user.runtime + "/dockerd-rootless"
 	cmd := s.user.command(context.Background(), dockerdRootless, "--host=unix://"+s.user.runtime+"/docker.sock", "--data-root="+dir+"/data",
-		"--exec-root="+dir+"/exec", "--pidfile="+dir+"/pid", "--storage-driver=vfs", "--log-level=warn")
-	cmd.Env = append(cmd.Env, "DOCKERD_ROOTLESS_ROOTLESSKIT_FLAGS=--state-dir="+state)
-	if o := finish(s.user.command(t.Context(), "mkdir", "-p", dir)); o.code != 0 {
-		t.Fatal(o.err)
-	}
+		"--exec-root="+dir+"/exec", "--pidfile="+dir+"/pid", "--config-file="+dir+"/daemon.json", "--storage-driver=vfs", "--log-level=warn")
+	cmd.Env = append(cmd.Env, "DOCKERD_ROOTLESS_ROOTLESSKIT_FLAGS=--ipv6 --state-dir="+state)
+	s.user.mustCommand(t, "sh", "-c", "mkdir -p "+dir+"; echo '"+dockerIPv6+"' >"+dir+"/daemon.json")
 	s.running = s.bootCommand(t, s.owner, s.user, state, cmd, s.user.runtime+"/docker.sock")
 	if err := eventually(patience, func() error {
 		o := s.docker(t, nil, "version")
@@ -118,7 +119,7 @@ func (s *dockerStory) tell(t *testing.T) {
 		return
 	}
 	s.step(t, "published TCP, loopback", "docker run -p 127.0.0.1:8081:80 -p 10.98.0.1:8083:80", func(t *testing.T) string {
-		s.nginx(t, "web", "127.0.0.1:8081:80", host4+":8083:80", "8081:80/udp")
+		s.nginx(t, "web", "127.0.0.1:8081:80", host4+":8083:80", "8081:80/udp", "[::]:8086:80")
 		return "(nginx saw " + s.fetch(t, "web", nil, "127.0.0.1:8081") + ")"
 	})
 	if t.Failed() {
@@ -138,10 +139,7 @@ func (s *dockerStory) tell(t *testing.T) {
 		s.nginx(t, "second", "8084:80")
 		seen := s.fetch(t, "second", lab.remote, host4+":8084")
 		s.mustDocker(t, "rm", "-f", "second")
-		if conn, err := (client{ns: lab.remote, limit: time.Second}).dial("tcp", host4+":8084"); err == nil {
-			conn.Close()
-			t.Error("the port of the removed container is open")
-		}
+		client{ns: lab.remote}.closed(t, "tcp", host4+":8084")
 		return "(nginx saw " + seen + ")"
 	})
 	s.step(t, "v4 out", "docker exec", func(t *testing.T) string {
@@ -149,8 +147,22 @@ func (s *dockerStory) tell(t *testing.T) {
 		s.mustDocker(t, "exec", "web", "/bin/probe", "@udpecho", remote4, "1200", "3")
 		return ""
 	})
+	s.step(t, "v6 out", "docker exec, daemon.json: "+dockerIPv6, func(t *testing.T) string {
+		if remark := s.sixOut(t, s.docker(t, nil, "exec", "web", "/bin/probe", "@many", "2", "20", remote6)); remark != "" {
+			return remark
+		}
+		s.mustDocker(t, "exec", "web", "/bin/probe", "@udpecho", remote6, "1200", "3")
+		return ""
+	})
+	s.step(t, "published TCP, IPv6", "docker run -p [::]:8086:80", func(t *testing.T) string {
+		return "(nginx saw " + s.fetch(t, "web", lab.remote, "["+host6+"]:8086") + ")"
+	})
 	s.step(t, "DNS", "", func(t *testing.T) string {
-		if got := s.mustDocker(t, "exec", "web", "/bin/wget", "-q", "-O", "-", url("web.e2e.test")); got != greeting+"\n" {
+		fetch := []string{"exec", "web", "/bin/wget", "-q", "-O", "-"}
+		if !s.ours { // wget tries IPv6 only, and there is no way out for that
+			fetch = []string{"exec", "web", "/bin/probe", "@fetch"}
+		}
+		if got := s.mustDocker(t, append(fetch, url("web.e2e.test"))...); got != greeting+"\n" {
 			t.Errorf("by name: %q", got)
 		}
 		return ""
@@ -173,10 +185,15 @@ func (s *dockerStory) tell(t *testing.T) {
 // fetch fetches the page and returns whom nginx saw.
 func (s *dockerStory) fetch(t *testing.T, id string, ns *netns, addr string) string {
 	t.Helper()
+	logged := func() []string { return strings.Fields(s.docker(t, nil, "exec", id, "/bin/cat", "/log/access").out) }
+	had := len(logged())
 	fetchNginx(t, ns, addr)
-	seen := strings.Fields(s.mustDocker(t, "exec", id, "/bin/cat", "/log/access"))
-	if len(seen) == 0 {
-		t.Fatal("nginx has logged nobody")
+	var seen []string
+	if err := eventually(patience, func() error { // it writes when the client has got all
+		seen = logged()
+		return failIf(len(seen) <= had, "nginx has logged %v", seen)
+	}); err != nil {
+		t.Fatal(err)
 	}
 	return seen[len(seen)-1]
 }

@@ -20,7 +20,7 @@ func TestDropinRootlessKitOptions(t *testing.T) {
 				"--slirp4netns-seccomp=true", "--copy-up=/etc", "--pidns", "--utsns", "--ipcns"}
 			b := newBanners(t)
 			var r *runningKit
-			table.run(t, k.name, "starts", "rootlesskit "+strings.Join(k.argv("STATE"), " "), func(*testing.T) string {
+			table.run(t, k.name, "starts", k.invocation(), func(*testing.T) string {
 				r = k.boot(t, t, a, a.runtime+"/kit", nil, `touch "$1" && exec cat`)
 				return ""
 			})

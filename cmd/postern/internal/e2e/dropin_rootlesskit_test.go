@@ -21,8 +21,10 @@ import (
 type rootlessKit struct {
 	// name says both in the tables.
 	name string
-	// program is the file, control that of rootlessctl.
+	// program is the file, control that of rootlessctl. With library the program is the
+	// test's own, in its role with RootlessKit's library.
 	program, control string
+	library          bool
 	// slirp is the file that is run as slirp4netns, ours whether that is postern.
 	slirp string
 	ours  bool
@@ -52,8 +54,8 @@ func (a account) called(t testing.TB, name string) string {
 	return path
 }
 
-// newRootlessKit returns a RootlessKit: "1" is Debian's, "3" today's, "postern" our own.
-// The slirp4netns is "real" or "postern".
+// newRootlessKit returns a RootlessKit: "1" is Debian's, "3" today's, "library" that in a
+// program of ours, "postern" our own. The slirp4netns is "real" or "postern".
 func newRootlessKit(t testing.TB, a account, version, slirp string, detach bool, driver string) *rootlessKit {
 	t.Helper()
 	if !lab.root || !lab.subids {
@@ -76,18 +78,27 @@ func newRootlessKit(t testing.TB, a account, version, slirp string, detach bool,
 		if _, err := os.Stat(k.program); err != nil {
 			missing(t, k.program+" is not there (sh .ci/setup installs it)")
 		}
+	case "library":
+		k.name, k.program, k.control = "program with RootlessKit 3.3's library", probe(), tool(t, "rootlessctl")
+		k.library, k.flags = true, nil
 	case "postern":
 		k.name, k.program, k.control = "postern as rootlesskit", a.called(t, "rootlesskit"), tool(t, "rootlessctl")
 		k.personality, k.ours = true, true
 	}
 	switch {
 	case k.personality:
+	case k.library && k.ours:
+		k.name += " + postern's drivers"
+	case k.library:
+		k.name += " + its own drivers"
 	case k.ours:
 		k.name += " + postern"
 	default:
 		k.name += " + slirp4netns"
 	}
-	k.name += ", " + driver
+	if !k.library {
+		k.name += ", " + driver
+	}
 	if detach {
 		k.name += ", detached"
 	}
@@ -110,6 +121,15 @@ func (k *rootlessKit) argv(state string, more ...string) []string {
 	return append(argv, more...)
 }
 
+// invocation is the command line for the tables.
+func (k *rootlessKit) invocation(more ...string) string {
+	program := "rootlesskit "
+	if k.library {
+		program = "program "
+	}
+	return program + strings.Join(k.argv("STATE", more...), " ")
+}
+
 // runningKit is a RootlessKit with a command in it.
 type runningKit struct {
 	*rootlessKit
@@ -130,6 +150,9 @@ func (k *rootlessKit) boot(t, owner testing.TB, a account, state string, flags [
 	begun := a.runtime + "/begun"
 	_ = os.Remove(begun)
 	argv := append(k.argv(state, flags...), "sh", "-c", script, "sh", begun)
+	if k.library {
+		argv = append([]string{"@kit"}, argv...)
+	}
 	return k.bootCommand(t, owner, a, state, a.command(context.Background(), k.program, append(argv, args...)...), begun)
 }
 
@@ -291,7 +314,7 @@ func (r *runningKit) nothingLeft(t testing.TB) {
 // instancesLeft is how many directories of instances may be left: RootlessKit ends its
 // slirp4netns by SIGKILL, and what that leaves goes when the next one starts.
 func (r *runningKit) instancesLeft() int {
-	if r.ours && !r.personality {
+	if r.ours && !r.personality && !r.library {
 		return 1
 	}
 	return 0

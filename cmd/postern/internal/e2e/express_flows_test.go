@@ -103,10 +103,11 @@ func reuseRole(args []string) error {
 		if o.port = 4567 - n; args[3] == "aborts" { // dial adds n
 			o.port = 0
 		}
-		start := time.Now()
+		var start time.Time
 		var conn net.Conn
-		err := eventually(time.Second, func() (err error) {
+		err := eventually(patience, func() (err error) {
 			// The last acknowledgement of the connection before may be under way.
+			start = time.Now()
 			if conn, err = o.dial(n); errors.Is(err, unix.EADDRNOTAVAIL) {
 				return err
 			}
@@ -189,7 +190,7 @@ func TestExpressAborts(t *testing.T) {
 				select {
 				case end := <-ends:
 					saw[end]++
-				case <-time.After(patience / 3):
+				case <-time.After(patience):
 					saw["nothing"]++
 				}
 				if saw["nothing"] > 0 {

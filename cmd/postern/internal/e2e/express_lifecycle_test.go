@@ -232,12 +232,12 @@ func floodListener(port, count string) error {
 	saw := map[string]int{}
 	for k := range n {
 		at := []string{"127.0.0.1", "::1"}[k%2]
-		c, err := net.DialTimeout("tcp", net.JoinHostPort(at, port), 5*time.Second)
+		c, err := net.DialTimeout("tcp", net.JoinHostPort(at, port), patience)
 		if err != nil {
 			saw["connect "+errorName(err)]++
 			continue
 		}
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		if _, err = io.WriteString(c, "let me out"); err == nil {
 			_, err = c.Read(make([]byte, 1))
 		}

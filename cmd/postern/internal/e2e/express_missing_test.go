@@ -125,7 +125,7 @@ func (i *inst) claims(t *testing.T, path, why string) {
 	var info struct {
 		TCP tcpWay `json:"tcp"`
 	}
-	_, answer, err := i.control(t).call("GET", "/v1/info", nil)
+	_, answer, err := i.control().call("GET", "/v1/info", nil)
 	if err := errors.Join(err, json.Unmarshal(answer, &info)); err != nil || !right(info.TCP) {
 		t.Errorf("GET /v1/info: %s, %v; want %s because of %q", answer, err, path, why)
 	}

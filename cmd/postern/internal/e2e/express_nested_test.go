@@ -94,17 +94,20 @@ func nestedRole(args []string) error {
 	if err != nil {
 		return fmt.Errorf("the nested container's network does not come up: %w", err)
 	}
+	var took []time.Duration
 	held, slowest, err := holdAll(o, func(n int) (c net.Conn, err error) {
+		start := time.Now()
 		err = ns.do(func() error {
 			c, err = net.DialTimeout("tcp", net.JoinHostPort([]string{remote4, remote6}[n%2], portEcho), patience)
 			return err
 		})
+		took = append(took, time.Since(start)) // one after the other
 		return c, err
 	})
 	if err != nil {
 		return err
 	}
-	fmt.Printf("ready %d\n", slowest.Milliseconds())
+	fmt.Printf("ready %d %d\n", median(took).Milliseconds(), slowest.Milliseconds())
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	good, err := echoAll(held, patience)
 	fmt.Printf("%d of %d echo again\n", good, len(held))
@@ -185,8 +188,9 @@ func nestedService(ns *netns, rules string) error {
 	return echoOnce(published, "published", patience)
 }
 
-// nestedConnect is how long a nested container's connect may take: nothing waits for
-// the express path before it goes the universal one.
+// nestedConnect is how long a nested container's connects may take, most of them: nothing
+// waits for the express path before it goes the universal one. On a busy machine one may
+// take longer; that it did not wait is counted.
 const nestedConnect = 100 * time.Millisecond
 
 // TestExpressNested: a container nested in the namespace keeps its network, without a
@@ -201,16 +205,21 @@ func TestExpressNested(t *testing.T) {
 				if n == 1 { // rules that are there already, and rules that come later
 					i.awaitExpress(t)
 				}
+				waited := func() uint64 { return i.express(t).Counters["tcp_express_unanswered"] }
+				before := waited()
 				nested := i.stand(t, "@nested", rules, "20")
 				i.awaitFlows(t, 20, 0)
+				if now := waited(); now != before {
+					t.Errorf("%d nested connects have waited for the express path", now-before)
+				}
 				own := i.stand(t, "@hold", "addr="+remote4, "n=10")
 				own6 := i.stand(t, "@hold", "addr="+remote6, "n=10")
 				i.awaitFlows(t, 40, 20)
-				var ms int
-				if _, err := fmt.Sscanf(nested.first, "ready %d", &ms); err != nil || time.Duration(ms)*time.Millisecond > nestedConnect {
-					t.Errorf("slowest nested connect %d ms, want %v at most (%v)", ms, nestedConnect, err)
+				var ms, slowest int
+				if _, err := fmt.Sscanf(nested.first, "ready %d %d", &ms, &slowest); err != nil || time.Duration(ms)*time.Millisecond > nestedConnect {
+					t.Errorf("median nested connect %d ms, want %v at most (%v)", ms, nestedConnect, err)
 				}
-				t.Logf("slowest nested connect %d ms; own: %s %s", ms, own.first, own6.first)
+				t.Logf("nested connects: median %d ms, slowest %d ms; own: %s %s", ms, slowest, own.first, own6.first)
 				t.Log(own.end(t), "; ", own6.end(t), "; ", nested.end(t))
 				i.awaitExpress(t)
 				s := i.express(t)

@@ -3,7 +3,6 @@ package e2e
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os/exec"
@@ -191,12 +190,8 @@ type tcpWay struct {
 // express asks the control socket.
 func (i *inst) express(t testing.TB) (s expressReport) {
 	t.Helper()
-	status, answer, err := i.control(t).call("GET", "/v1/postern/status", nil)
-	if err == nil && status == 200 {
-		err = json.Unmarshal(answer, &s)
-	}
-	if err != nil || status != 200 {
-		t.Fatalf("status %d: %s, %v", status, answer, err)
+	if err := i.report(&s); err != nil {
+		t.Fatalf("control socket of %s: %v", i.name, err)
 	}
 	return s
 }

@@ -34,6 +34,9 @@ type truth struct {
 // lateBytes is what follows an end of the other direction.
 const lateBytes = 1 << 20
 
+// midway is what has come when an end stops taking: less than any window is at first.
+const midway = 16 << 10
+
 // Prefixes that truthRoutes makes unreachable, by family.
 var (
 	unreachableHost = [2]string{"192.0.2.1", "2001:db8:dead::1"}    // says the remote
@@ -93,15 +96,15 @@ var truths = []truth{
 		client: func(c *net.TCPConn) string { say(c, "go"); _ = c.CloseWrite(); hear(c, 5); return readToEnd(c) }},
 	{name: "server closes, client writes on", server: func(*net.TCPConn) string { return "" },
 		client: func(c *net.TCPConn) string { return readToEnd(c) + ", then " + writeOn(c) }},
-	{name: "server stops taking in the middle", server: func(c *net.TCPConn) string { unread(c, 64<<10); return "" },
+	{name: "server stops taking in the middle", server: func(c *net.TCPConn) string { unread(c, midway); return "" },
 		client: func(c *net.TCPConn) string { return writeOn(c) }},
 	// What hear saw counts too: a reset is reported once, and an end of stream after it.
-	{name: "client resets", server: func(c *net.TCPConn) string { return hear(c, 2) + "; " + readToEnd(c) },
+	{name: "client resets", server: func(c *net.TCPConn) string { got := hear(c, 2); say(c, "ok"); return got + "; " + readToEnd(c) },
 		client: func(c *net.TCPConn) string {
 			say(c, "go")
-			time.Sleep(time.Second) // until that has arrived: a reset may destroy it
+			got := hear(c, 2) // so that has arrived: a reset may destroy it
 			_ = c.SetLinger(0)
-			return ""
+			return got
 		}},
 	{name: "client resets after the server's end", server: func(c *net.TCPConn) string { _ = c.CloseWrite(); return readToEnd(c) },
 		client: func(c *net.TCPConn) string {
@@ -114,7 +117,7 @@ var truths = []truth{
 	{name: "client closes with unread data", server: func(c *net.TCPConn) string { say(c, strings.Repeat("x", 100)); return readToEnd(c) },
 		client: func(c *net.TCPConn) string { unread(c, 100); return "" }},
 	{name: "client closes in the middle", server: func(c *net.TCPConn) string { return writeOn(c) },
-		client: func(c *net.TCPConn) string { unread(c, 64<<10); return "" }},
+		client: func(c *net.TCPConn) string { unread(c, midway); return "" }},
 	{name: "client is killed, idle", server: func(c *net.TCPConn) string { hear(c, 2); return readToEnd(c) }, client: vanish("idle")},
 	{name: "client is killed with unread data", server: func(c *net.TCPConn) string {
 		hear(c, 2)

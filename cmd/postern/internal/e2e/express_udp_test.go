@@ -80,6 +80,13 @@ func TestExpressDatagrams(t *testing.T) {
 // TestExpressMapping: one socket is one port outside, whomever it talks to, before and
 // after its flows move over; who has not been talked to does not get through.
 func TestExpressMapping(t *testing.T) {
+	const second6 = "fd98::3"
+	if err := lab.remote.do(func() error { return ip("addr add " + second6 + "/64 dev eth0 nodad") }); err != nil {
+		t.Fatal(err)
+	}
+	// Others expect the remote to have one address. The instances, which run at once,
+	// have ended by then.
+	t.Cleanup(func() { _ = lab.remote.do(func() error { return ip("addr del " + second6 + "/64 dev eth0") }) })
 	overHighwaysAtOnce(t, append(someKinds(), highway{"run", "tap", 65520, "netstack"}), func(t *testing.T, h highway) {
 		i := h.begin(t, ordinary(t))
 		bothFamilies(t, func(t *testing.T, addr string) {
@@ -92,12 +99,7 @@ func TestExpressMapping(t *testing.T) {
 			t.Log("outside address ", f[1])
 			stranger, known := second4, addr
 			if addr == remote6 {
-				stranger = "fd98::3"
-				if err := lab.remote.do(func() error { return ip("addr replace fd98::3/64 dev eth0 nodad") }); err != nil {
-					t.Fatal(err)
-				}
-				// Others expect the remote to have one address.
-				t.Cleanup(func() { _ = lab.remote.do(func() error { return ip("addr del fd98::3/64 dev eth0") }) })
+				stranger = second6
 			}
 			from := map[string]string{}
 			err := lab.remote.do(func() error {

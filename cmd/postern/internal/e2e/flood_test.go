@@ -9,8 +9,13 @@ import (
 	"time"
 )
 
+// floodBurst is how many steps of a flood may be under way. The container's own
+// queue, which is 500 packets long (TUN_READQ_SIZE), is not to be what drops: neither
+// theirs nor those of others.
+const floodBurst = 128
+
 // floodRole: KIND ADDRESS:PORT COUNT RATE — sends that many raw packets, so many a
-// second:
+// second, or as many as the engine reads:
 //
 //	syn    SYNs from ever new ports and addresses of the container's network
 //	early  the same, each followed at once by a RST
@@ -34,6 +39,11 @@ func floodRole(args []string) error {
 		for _, s := range floodSegments(args[0], dst, n) {
 			s.srcMAC, s.dstMAC = w.mac, w.gateway
 			if err := w.send(s.frame()); err != nil {
+				return err
+			}
+		}
+		if n%floodBurst == floodBurst-1 {
+			if err := w.findGateway(); err != nil {
 				return err
 			}
 		}

@@ -196,12 +196,18 @@ func arp(op byte, srcMAC, dstMAC net.HardwareAddr, sender, target netip.Addr) []
 
 var broadcastMAC = net.HardwareAddr{255, 255, 255, 255, 255, 255}
 
+// findGateway asks for the gateway's address, again if nothing comes. Its answer also
+// says that all frames that were sent before have been read.
 func (w *wire) findGateway() error {
 	gateway := netip.MustParseAddr("10.0.2.2")
-	if err := w.send(arp(1, w.mac, broadcastMAC, netip.MustParseAddr("10.0.2.100"), gateway)); err != nil {
-		return err
-	}
+	var asked time.Time
 	for end := time.Now().Add(patience); time.Now().Before(end); {
+		if time.Since(asked) > time.Second {
+			if err := w.send(arp(1, w.mac, broadcastMAC, netip.MustParseAddr("10.0.2.100"), gateway)); err != nil {
+				return err
+			}
+			asked = time.Now()
+		}
 		b, err := w.recv(time.Second)
 		if err != nil {
 			return err

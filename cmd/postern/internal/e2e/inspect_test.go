@@ -125,6 +125,7 @@ func inspectStory(t *testing.T, a account, engine, title string, cmd *exec.Cmd) 
 	}); err != nil {
 		t.Fatalf("the arrangement is not there: %v\n%s", err, errs)
 	}
+	awaitCommand(t, server, "redis-server") // which is when its address is there
 	var s seen
 	var text string
 	if err := eventually(patience, func() error {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -152,25 +151,20 @@ type statusReport struct {
 
 // status asks the control socket.
 func (i *inst) status() (s statusReport, err error) {
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", i.dir()+"/api.sock")
-		},
-	}}
-	r, err := client.Get("http://postern/v1/postern/status")
-	if err != nil {
-		return s, err
-	}
-	defer r.Body.Close()
-	body, err := io.ReadAll(r.Body)
-	if err == nil && r.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %s: %s", r.Status, body)
+	err = i.report(&s)
+	return s, err
+}
+
+// report puts the answer to GET /v1/postern/status into a struct.
+func (i *inst) report(to any) error {
+	status, answer, err := i.control().call(http.MethodGet, "/v1/postern/status", nil)
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("status %d: %s", status, answer)
 	}
 	if err == nil {
-		err = json.Unmarshal(body, &s)
+		err = json.Unmarshal(answer, to)
 	}
-	return s, err
+	return err
 }
 
 func (i *inst) mustStatus(t testing.TB) statusReport {

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelTime is how long one try with a kernel socket may take.
+// kernelTime is how long one try with a kernel socket may take of which nothing has to
+// come.
 const kernelTime = 2 * time.Second
 
 // kernelRole tries a list with kernel sockets, all at once. The argument names the
@@ -47,7 +48,11 @@ func tryKernel(a attempt, ifname string) (result string, err error) {
 	if a.Dst.Addr().IsLinkLocalUnicast() && a.Dst.Addr().Is6() || a.Dst.Addr().IsMulticast() && a.Dst.Addr().Is6() {
 		a.Dst = netip.AddrPortFrom(a.Dst.Addr().WithZone(ifname), a.Dst.Port())
 	}
-	d := net.Dialer{Timeout: kernelTime, Control: func(_, _ string, c syscall.RawConn) error {
+	limit := kernelTime
+	if a.Want != "" {
+		limit = patience
+	}
+	d := net.Dialer{Timeout: limit, Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		ctlErr := c.Control(func(fd uintptr) {
 			if a.Bind {
@@ -71,7 +76,7 @@ func tryKernel(a attempt, ifname string) (result string, err error) {
 		return "", err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(kernelTime))
+	_ = c.SetDeadline(time.Now().Add(limit))
 	switch a.Proto {
 	case "udp":
 		if _, err := io.WriteString(c, "who is there?"); err != nil {

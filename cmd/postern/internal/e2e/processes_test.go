@@ -14,7 +14,8 @@ type process struct {
 	command     string
 }
 
-// processes lists the living processes of the tests' PID namespace.
+// processes lists the living processes of the tests' PID namespace. One whose first thread
+// has ended lives as long as another of its threads, with all its descriptors.
 func processes() []process {
 	var all []process
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
@@ -25,7 +26,10 @@ func processes() []process {
 			continue
 		}
 		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(fields) < 2 || fields[0] == "Z" || fields[0] == "X" {
+		if len(fields) < 2 || fields[0] == "X" {
+			continue
+		}
+		if threads, _ := os.ReadDir(dir + "/task"); fields[0] == "Z" && len(threads) < 2 {
 			continue
 		}
 		command, _ := os.ReadFile(dir + "/cmdline")

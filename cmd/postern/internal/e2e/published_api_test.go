@@ -19,31 +19,36 @@ import (
 )
 
 // control is a client of the instance's control socket.
-func (i *inst) control(t testing.TB) *controlClient { return controlAt(t, i.dir()+"/api.sock") }
+func (i *inst) control() *controlClient { return controlAt(i.dir() + "/api.sock") }
 
-// controlAt is a client of the control socket at a path.
-func controlAt(t testing.TB, socket string) *controlClient {
-	c := &controlClient{http.Client{Timeout: within, Transport: &http.Transport{
+// controlAt is a client of the control socket at a path, ours or RootlessKit's. Each
+// call has a connection of its own: a socket serves a few at a time, and one that
+// idles until the test ends would be in the way of others.
+func controlAt(socket string) *controlClient {
+	return &controlClient{http.Client{Timeout: within, Transport: &http.Transport{
+		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 	}}}
-	t.Cleanup(c.CloseIdleConnections)
-	return c
 }
 
 type controlClient struct{ http.Client }
 
-// call sends a request and returns the status and the body of the answer.
+// call sends a request, with a body unless that is nil, and returns the status and the
+// body of the answer.
 func (c *controlClient) call(method, path string, body any) (status int, answer []byte, err error) {
-	b, err := json.Marshal(body)
-	if err != nil {
-		return 0, nil, err
+	var b []byte
+	if body != nil {
+		if b, err = json.Marshal(body); err != nil {
+			return 0, nil, err
+		}
 	}
 	request, err := http.NewRequest(method, "http://postern"+path, bytes.NewReader(b))
 	if err != nil {
 		return 0, nil, err
 	}
+	request.Header.Set("Content-Type", "application/json")
 	response, err := c.Do(request)
 	if err != nil {
 		return 0, nil, err
@@ -190,8 +195,7 @@ func TestPublishedCommand(t *testing.T) {
 	run(125, "remove", "2")
 }
 
-// TestPublishedConflicts: who cannot have a port is told who has it, and what to do.
-// The container hands out the ports that the host hands out, unless it has others: then
+// TestPublishedPortRange: the container hands out the ports that the host hands out, unless it has others: then
 // its sockets can have the ports of clients and be used again.
 func TestPublishedPortRange(t *testing.T) {
 	a := ordinary(t)
@@ -214,6 +218,7 @@ func TestPublishedPortRange(t *testing.T) {
 	}
 }
 
+// TestPublishedConflicts: who cannot have a port is told who has it, and what to do.
 func TestPublishedConflicts(t *testing.T) {
 	a := ordinary(t)
 	pid, _ := a.hostWitness(t, "tcp4,127.0.0.1:8001", "udp4,127.0.0.1:8001")
@@ -257,7 +262,7 @@ func TestPublishedThousand(t *testing.T) {
 		t.Run(driver, func(t *testing.T) {
 			i := ordinary(t).start(t, "many", "--port-driver", driver)
 			i.witness(t, "tcp4,0.0.0.0:80", "tcp6,[::]:80")
-			c := i.control(t)
+			c := i.control()
 			start := time.Now()
 			for n := range ports {
 				status, answer, err := c.call("POST", "/v1/ports", map[string]any{"proto": "tcp", "parentIP": "127.0.0.1", "parentPort": 9000 + n, "childPort": 80})
@@ -309,9 +314,8 @@ func TestPublishedOneWinner(t *testing.T) {
 		var all sync.WaitGroup
 		for range rivals {
 			all.Go(func() {
-				c := i.control(t) // a connection each
+				c := i.control()
 				status, answer, err := c.call("POST", "/v1/postern/ports", map[string]any{"spec": spec})
-				c.CloseIdleConnections() // others wait for it
 				key := fmt.Sprint(status)
 				if err != nil || status != http.StatusCreated && status != http.StatusConflict {
 					key = fmt.Sprintf("%d %s %v", status, answer, err)

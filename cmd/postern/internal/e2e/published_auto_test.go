@@ -79,7 +79,7 @@ func followed(t *testing.T, i *inst, holder net.Listener) {
 	end := i.witness(t, "tcp4,0.0.0.0:8002", "tcp4,0.0.0.0:8003", "tcp4,0.0.0.0:8001", "udp4,0.0.0.0:8001")
 	reached(t, "started", "tcp", "8001", false)
 	reached(t, "started", "udp", "8001", false)
-	rules, err := i.control(t).rules()
+	rules, err := i.control().rules()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -212,17 +212,25 @@ func crowd(t *testing.T, addr string, n int) (served int) {
 			heard <- err == nil
 		}()
 	}
-	// Whoever is served hears at once; the others have been waiting ever since.
-	for got, quiet := 0, time.NewTimer(time.Second); got < n; got++ {
+	// Whoever is served hears at once, as soon as anybody does; the others have been
+	// waiting ever since.
+	first := time.After(patience)
+	var rest <-chan time.Time
+listen:
+	for range n {
 		select {
 		case ok := <-heard:
+			if ok && served == 0 {
+				rest = time.After(time.Second)
+			}
 			if ok {
 				served++
 			}
-			continue
-		case <-quiet.C:
+		case <-rest:
+			break listen
+		case <-first:
+			break listen
 		}
-		break
 	}
 	for _, c := range all {
 		c.Close()

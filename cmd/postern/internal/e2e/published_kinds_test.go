@@ -157,7 +157,7 @@ func TestPublishedActivation(t *testing.T) {
 		t.Errorf("the command saw %v:\n%s", err, b)
 	}
 	// A rule that ends gives its listener back.
-	c := i.control(t)
+	c := i.control()
 	if err := c.remove(1); err != nil {
 		t.Fatal(err)
 	}

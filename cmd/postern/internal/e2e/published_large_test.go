@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -168,7 +167,7 @@ func TestPublishedCycle(t *testing.T) {
 		if s := i.mustStatus(t); s.EngineRestarts != 0 {
 			t.Errorf("the engine died; %v", s.Counters)
 		} else {
-			t.Log(strings.Trim(fmt.Sprint(s.Counters), "map[]"))
+			t.Log(s.Counters)
 		}
 	})
 }

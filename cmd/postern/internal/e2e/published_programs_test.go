@@ -112,7 +112,7 @@ http {
 			go func() {
 				ctx, cancel := context.WithTimeout(t.Context(), wrkTime()+within)
 				defer cancel()
-				results <- result{name, finish(a.command(ctx, wrk, append([]string{"-t", "1", "-d", duration, "--latency"}, args...)...))}
+				results <- result{name, finish(a.command(ctx, wrk, append([]string{"-t", "1", "-d", duration, "--latency", "--timeout", fmt.Sprint(int(patience.Seconds())) + "s"}, args...)...))}
 			}()
 		}
 		for range 2 {
@@ -134,7 +134,7 @@ http {
 // changePorts adds rules of every kind and removes them, without rest, and returns
 // how many.
 func (i *inst) changePorts(t *testing.T, stop <-chan struct{}) (changes int) {
-	c := i.control(t)
+	c := i.control()
 	for {
 		select {
 		case <-stop:

@@ -166,6 +166,23 @@ type evidence struct {
 	echo string
 }
 
+// closed waits until a port takes no connection. Others than postern close theirs a moment
+// after they have said so.
+func (c client) closed(t testing.TB, network, addr string) {
+	t.Helper()
+	c.limit = time.Second
+	err := eventually(goneLimit, func() error {
+		conn, err := c.dial(network, addr)
+		if err == nil {
+			conn.Close()
+		}
+		return failIf(err == nil, "%s %s is open, and should be closed", network, addr)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // word is what clients say.
 const word = "who am I?"
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -26,6 +27,8 @@ type attempt struct {
 	Bind bool
 	// Mark is a kernel socket's SO_MARK.
 	Mark int
+	// Want is the result that has to come: it is waited for as long as it takes.
+	Want string
 	// Result is "silence", "banner" (payload came back, or an echo reply),
 	// "handshake", "reset", "icmp TYPE/CODE", or the name of an error.
 	Result string
@@ -81,7 +84,7 @@ func rawRole([]string) error {
 			return err
 		}
 	}
-	for last := time.Now(); time.Since(last) < quiet; {
+	for start, last := time.Now(), time.Now(); time.Since(last) < quiet || p.wants() && time.Since(start) < patience; {
 		b, err := w.recv(quiet / 4)
 		if err != nil {
 			return err
@@ -96,6 +99,11 @@ func rawRole([]string) error {
 type rawProber struct {
 	*wire
 	list []attempt
+}
+
+// wants reports whether a result that has to come has not come yet.
+func (p *rawProber) wants() bool {
+	return slices.ContainsFunc(p.list, func(a attempt) bool { return a.Want != "" && a.Result != a.Want })
 }
 
 // first is the packet that an attempt begins with.

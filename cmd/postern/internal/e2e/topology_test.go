@@ -39,16 +39,27 @@ type netns struct {
 func newNetNS() (*netns, error) {
 	ns := &netns{work: make(chan func())}
 	ready := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread stays in the namespace
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		ns.path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
-		ready <- err
-		for f := range ns.work {
-			f()
-		}
-	}()
+	go ns.inhabit(ready)
 	return ns, <-ready
+}
+
+// inhabit makes the namespace, says so, and does what is asked for there.
+func (ns *netns) inhabit(ready chan<- error) {
+	runtime.LockOSThread() // never unlocked: the thread stays in the namespace
+	if unix.Gettid() == os.Getpid() {
+		// Not the first thread: /proc/self/net, which tests read, is its.
+		defer runtime.UnlockOSThread()
+		moved := make(chan error)
+		go ns.inhabit(moved) // on another one, since this one is locked
+		ready <- <-moved
+		return
+	}
+	err := unix.Unshare(unix.CLONE_NEWNET)
+	ns.path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+	ready <- err
+	for f := range ns.work {
+		f()
+	}
 }
 
 // do runs f in the namespace: sockets that it opens and processes that it starts
@@ -135,7 +146,7 @@ func arrangeRemote() error {
 		sysctl("net/ipv4/ip_forward", "1"),
 		sysctl("net/ipv6/conf/all/forwarding", "1"),
 		// Every error message of a test counts.
-		sysctl("net/ipv4/icmp_ratemask", "0"), sysctl("net/ipv6/icmp/ratelimit", "0"),
+		sysctl("net/ipv4/icmp_ratemask", "0"), sysctl("net/ipv6/icmp/ratelimit", "0"), sysctl("net/ipv6/icmp/ratemask", "255"),
 		ip(
 			"link set lo up",
 			"addr add "+remote4+"/24 dev eth0",
