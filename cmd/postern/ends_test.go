@@ -2,10 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,8 +21,29 @@ import (
 type started struct {
 	cmd  *exec.Cmd
 	info instance.Info
+	pid  int // the command's
 	// mark stands in the command line of everything that it started.
 	mark string
+}
+
+// command finds the process of the command itself: the parent of the last sleep. The
+// shells before it have become what they are to be by then, for a subshell has its
+// parent's command line until it executes something.
+func (s *started) command() (int, error) {
+	all := processes()
+	for _, want := range []string{"sh -c sleep 1020; ", "sh -c sleep 1021; "} {
+		if !slices.ContainsFunc(all, func(p process) bool {
+			return strings.HasPrefix(p.command, want) && strings.Contains(p.command, s.mark)
+		}) {
+			return 0, fmt.Errorf("%s%s does not run", want, s.mark)
+		}
+	}
+	for _, p := range s.left() {
+		if slices.ContainsFunc(all, func(q process) bool { return q.parent == p.pid && q.command == "sleep 1022 " }) {
+			return p.pid, nil
+		}
+	}
+	return 0, errors.New("the command has not come to its own sleep")
 }
 
 // start runs a command that leaves children and orphans of all kinds around.
@@ -42,14 +65,8 @@ func start(t *testing.T) *started {
 		if err != nil {
 			return err
 		}
-		shells := 0
-		for _, p := range s.left() {
-			if strings.HasPrefix(p.command, "sh -c") {
-				shells++
-			}
-		}
-		if shells < 3 {
-			return fmt.Errorf("%d shells so far", shells)
+		if s.pid, err = s.command(); err != nil {
+			return err
 		}
 		return json.Unmarshal(b, &s.info)
 	})
@@ -78,12 +95,7 @@ func TestGoneWithin(t *testing.T) {
 	}
 	for _, who := range []string{"supervisor", "agent", "command"} {
 		s := start(t)
-		victim := map[string]int{"supervisor": s.info.PID, "agent": s.info.ChildPID}[who]
-		for _, p := range s.left() {
-			if who == "command" && p.parent == s.info.ChildPID && strings.Contains(p.command, "sleep 1022") {
-				victim = p.pid
-			}
-		}
+		victim := map[string]int{"supervisor": s.info.PID, "agent": s.info.ChildPID, "command": s.pid}[who]
 		if victim == 0 {
 			t.Fatalf("no %s to kill", who)
 		}

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // hierarchy finds where the cgroups of version 2 are and may be made.
@@ -43,6 +45,24 @@ func words(t *testing.T, dir, file string) []string {
 
 func write(dir, file, text string) error {
 	return os.WriteFile(filepath.Join(dir, file), []byte(text), 0)
+}
+
+// delegatedCgroup reports whether the tests' own cgroup is theirs to change, as a
+// desktop's are, which have their user's programs in them.
+func delegatedCgroup() bool {
+	text, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
+		for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+			if ok && unix.Access(filepath.Join(root, path, "cgroup.procs"), unix.W_OK) == nil {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // delegated makes a cgroup that the user may change, as systemd makes one for
@@ -104,7 +124,8 @@ const inEvacuated = `
 	grep ^0:: /proc/self/cgroup
 	echo $(cat cgroup.controllers) = $(cat cgroup.subtree_control) = $(cat mine/cgroup.controllers)
 	echo left: $(cat cgroup.procs)
-	echo $$ >evac/cgroup.procs && rmdir mine
+	echo $$ >evac/cgroup.procs
+	until rmdir mine; do sleep 0.1; done
 	echo ready
 	read end`
 

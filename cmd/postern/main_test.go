@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -55,8 +56,11 @@ func TestMain(m *testing.M) {
 		"resolve":       resolveMain,
 		"fetch":         fetchMain,
 		"listen":        listenMain,
+		"activate":      activateMain,
+		"activated":     activatedMain,
 		"ask":           askMain,
 		"withtap":       withTAPMain,
+		"machine":       machineMain,
 	})
 }
 
@@ -201,6 +205,9 @@ func rerun(t *testing.T, env ...string) {
 		os.CopyFS(filepath.Join(dir, "testdata"), os.DirFS("testdata"))); err != nil {
 		t.Fatal(err)
 	}
+	if err := readable(filepath.Join(dir, "testdata")); err != nil {
+		t.Fatal(err)
+	}
 	args := []string{"-test.run=^" + t.Name() + "$", "-test.timeout=5m"}
 	if testing.Verbose() {
 		args = append(args, "-test.v")
@@ -217,6 +224,19 @@ func rerun(t *testing.T, env ...string) {
 	} else if testing.Verbose() {
 		t.Logf("%s", out)
 	}
+}
+
+// readable lets everybody read a tree, whatever the umask was.
+func readable(root string) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return os.Chmod(path, 0o755)
+		}
+		return os.Chmod(path, 0o644)
+	})
 }
 
 func copyFile(to, from string, mode os.FileMode) error {

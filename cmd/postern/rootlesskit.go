@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
 
 	"github.com/postern-net/postern/cmd/postern/internal/instance"
 	"github.com/postern-net/postern/cmd/postern/internal/rootlesskitcli"
@@ -67,8 +68,11 @@ func (a *app) rootlesskitConfig(inv *rootlesskitcli.Invocation) (supervisor.RunC
 	for _, n := range notes {
 		log.Log(context.Background(), n.Level, n.Text)
 	}
-	if a.getenv("LISTEN_FDS") != "" {
-		log.Warn("the sockets of systemd's activation are not passed on to the command")
+	if cfg.Passed, err = supervisor.TakePassed(a.getenv, os.Getpid()); err != nil {
+		return cfg, err
+	}
+	if pid := a.getenv("LISTEN_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
+		log.Warn("the sockets of LISTEN_FDS are for another process and not passed on to the command; start rootlesskit with exec", "pid", pid)
 	}
 	if cfg.IfName != "" {
 		if err := checkIfName(cfg.IfName); err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -82,8 +83,8 @@ func setupScript(e *testscript.Env) error {
 	return nil
 }
 
-// condition knows [subid], [root] and [tool:NAME]. Where CI=true a tool may not be
-// missing.
+// condition knows [subid], [root], [init], [delegated], [ipv6] and [tool:NAME]. Where
+// CI=true nothing that tests need may be missing.
 func condition(cond string) (bool, error) {
 	name, arg, _ := strings.Cut(cond, ":")
 	switch name {
@@ -98,6 +99,17 @@ func condition(cond string) (bool, error) {
 		_, err = exec.LookPath("newuidmap")
 		has := err == nil && (strings.Contains("\n"+string(ranges), "\n"+u.Username+":") || os.Getuid() == 0)
 		return present("subordinate ids of "+u.Username, has)
+	case "init": // process 1 is somebody else's, as it is not in some containers
+		_, err := os.Readlink("/proc/1/ns/net")
+		return err != nil, nil
+	case "delegated":
+		return delegatedCgroup(), nil
+	case "ipv6":
+		l, err := net.Listen("tcp6", "[::1]:0")
+		if err == nil {
+			err = l.Close()
+		}
+		return present("IPv6", err == nil)
 	case "tool":
 		_, err := exec.LookPath(arg)
 		return present(arg, err == nil)
@@ -169,8 +181,11 @@ func cmdKilled(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	pid := map[string]int{"supervisor": i.PID, "agent": i.ChildPID}[args[1]]
 	if args[1] == "engine" {
-		pid, err = engineOf(i.PID)
-		ts.Check(err)
+		// One that has just been started may still be executing its program.
+		ts.Check(eventually(patience, func() (err error) {
+			pid, err = engineOf(i.PID)
+			return err
+		}))
 	}
 	if pid == 0 {
 		ts.Fatalf("instance %s has no %s", args[2], args[1])

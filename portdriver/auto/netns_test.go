@@ -16,19 +16,21 @@ import (
 
 	"github.com/postern-net/postern/portdriver"
 	"github.com/postern-net/postern/proto/handoff"
+	"github.com/postern-net/postern/stack/hostsock/nstest"
 	"github.com/postern-net/postern/userns/join"
 	"github.com/postern-net/postern/userns/sockdiag"
 	"github.com/postern-net/postern/userns/spawn"
 )
 
-// TestMain lets the test binary be a network namespace's inhabitant.
+// TestMain lets the test binary be a network namespace's inhabitant. The host is a
+// namespace too: on the machine's loopback, others might take the ports.
 func TestMain(m *testing.M) {
 	os.Setenv("GORACE", "atexit_sleep_ms=0")
 	if os.Args[0] == "inhabitant" {
 		io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	os.Exit(nstest.Main(m))
 }
 
 // inhabited is a container's network namespace, with nothing in it.

@@ -43,4 +43,7 @@ func startConformance(w drivertest.World) (drivertest.Driver, error) {
 	})
 }
 
-func TestConformance(t *testing.T) { drivertest.Run(t, conformance) }
+func TestConformance(t *testing.T) {
+	forgetful(t)
+	drivertest.Run(t, conformance)
+}

@@ -19,6 +19,7 @@ import (
 	"github.com/postern-net/postern/portdriver"
 	"github.com/postern-net/postern/portdriver/stock"
 	"github.com/postern-net/postern/proto/handoff"
+	"github.com/postern-net/postern/stack/hostsock/nstest"
 	"github.com/postern-net/postern/stack/relay"
 	"github.com/postern-net/postern/stack/stacktest"
 )
@@ -51,6 +52,7 @@ type world struct {
 func newWorld(tb testing.TB, change func(*Config)) *world {
 	tb.Helper()
 	stacktest.NoLeaks(tb)
+	forgetful(tb)
 	w := &world{TB: tb}
 	w.stock = stock.New(w.order, 256)
 	tb.Cleanup(w.stock.Close)
@@ -286,5 +288,16 @@ func (w *world) counted(c portdriver.Counter, want uint64) {
 	}()
 	for end := time.Now().Add(stacktest.Patience); time.Now().Before(end) && w.counters.Load(c) < want; {
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// forgetful has the kernel remember no connection that has ended, for as long as this
+// process has its namespace. A client or a socket that was bound by number keeps its port
+// for a minute otherwise (TIME_WAIT), and there are thousands, while clients show an
+// address that others have had.
+func forgetful(tb testing.TB) {
+	tb.Helper()
+	if err := nstest.Sysctl("net/ipv4/tcp_max_tw_buckets", "0"); err != nil {
+		tb.Fatal(err)
 	}
 }

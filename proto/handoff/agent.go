@@ -11,7 +11,7 @@ const maxSignal = 64
 
 // AgentSetup is the supervisor's first message to the agent: how to furnish
 // the namespaces. With Terminal, the controlling terminal's descriptor comes
-// with it.
+// with it, and after that those that are passed on to the command.
 type AgentSetup struct {
 	// NetNS asks for a network namespace beside the agent's own: the absolute path
 	// of a file that it is bound to. Empty: none.

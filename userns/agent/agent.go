@@ -56,9 +56,13 @@ const (
 const KillWithin = 3 * time.Second
 
 // Main runs the agent with the command in argv and returns its exit code. It
-// must be called on the main thread, by the main goroutine.
+// must be called on the main thread, by the main goroutine. Without a command the
+// process is the one that an agent has started to become the command (passed.go).
 func Main(argv []string) int {
 	runtime.LockOSThread()
+	if len(argv) == 0 {
+		return handOver()
+	}
 	conn, err := seam.Control()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "postern:", err)
@@ -72,6 +76,7 @@ func Main(argv []string) int {
 	go a.receive()
 	a.run()
 	a.house.Close()
+	a.slip.close()
 	if err := reap.KillAll(time.Now().Add(KillWithin)); err != nil {
 		fmt.Fprintln(os.Stderr, "postern: clean up after the command:", err)
 	}
@@ -89,7 +94,11 @@ type agent struct {
 	// detached is the network namespace that the command is not in, until it has
 	// been started; nil for none.
 	detached *os.File
-	pid      int // of the command, 0 before and after its life
+	// passed are the descriptors for the command until it has been started, slip is
+	// how it was started with them, nil if it was without.
+	passed []*os.File
+	slip   *slip
+	pid    int // of the command, 0 before and after its life
 	// reaper says that orphans are waited for; without, they stay zombies until
 	// the end, as children of a process do that knows only its command.
 	reaper bool
@@ -180,13 +189,13 @@ func (a *agent) handle(in incoming) bool {
 	return true
 }
 
-// setup furnishes the namespaces.
+// setup furnishes the namespaces. The files are the terminal's, if there is one, and
+// those for the command.
 func (a *agent) setup(m *handoff.AgentSetup, files []*os.File) bool {
-	if m.Terminal && len(files) == 1 {
-		a.terminal = term.New(files[0])
-	} else {
-		seam.CloseAll(files)
+	if m.Terminal && len(files) > 0 {
+		a.terminal, files = term.New(files[0]), files[1:]
 	}
+	a.passed = files
 	a.reaper = m.Reaper
 	detached, err := a.detach(m.NetNS, m.Loopback)
 	if err != nil {
@@ -272,6 +281,8 @@ func (a *agent) report(status unix.WaitStatus) (ended bool) {
 		return false
 	case status.Signaled():
 		_ = a.conn.Send(&handoff.AgentExited{Signal: int(status.Signal())})
+	case a.slip.failure() != nil:
+		_ = a.failRun(a.slip.failure())
 	default:
 		_ = a.conn.Send(&handoff.AgentExited{Code: status.ExitStatus()})
 	}

@@ -19,20 +19,36 @@ func (a *agent) start(foreground bool) bool {
 		return a.fail(ExitFailed, errors.New("start the command: asked twice, or without one"))
 	}
 	path, err := lookPath(a.argv[0])
-	if err == nil {
+	switch {
+	case err != nil:
+	case len(a.passed) > 0:
+		a.pid, err = a.forkPassing(path, foreground)
+	default:
 		a.pid, err = a.fork(path, a.argv, foreground)
-	}
-	if errors.Is(err, unix.ENOEXEC) {
-		// A script without an interpreter line; execvp(3) runs it by the shell.
-		a.pid, err = a.fork("/bin/sh", append([]string{"sh", path}, a.argv[1:]...), foreground)
+		if errors.Is(err, unix.ENOEXEC) {
+			a.pid, err = a.fork(shell, byShell(path, a.argv), foreground)
+		}
 	}
 	if err != nil {
-		return a.fail(exitCode(err), fmt.Errorf("run %s: %w", a.argv[0], cause(err)))
+		return a.failRun(err)
 	}
 	if err := a.followNetwork(); err != nil {
 		return a.fail(ExitFailed, err)
 	}
 	return a.conn.Send(&handoff.AgentStarted{PID: a.pid}) == nil
+}
+
+// failRun reports that the command cannot be run.
+func (a *agent) failRun(err error) bool {
+	return a.fail(exitCode(err), fmt.Errorf("run %s: %w", a.argv[0], cause(err)))
+}
+
+// shell runs a script without an interpreter line, as execvp(3) has it.
+const shell = "/bin/sh"
+
+// byShell is the shell's argument vector for a script that was to have argv.
+func byShell(script string, argv []string) []string {
+	return append([]string{"sh", script}, argv[1:]...)
 }
 
 // followNetwork has the agent itself enter the network namespace that it has made beside
@@ -50,12 +66,12 @@ func (a *agent) followNetwork() error {
 	return nil
 }
 
-// fork starts path in a process group of its own. Its environment and directory
-// are the agent's, which are the supervisor's.
-func (a *agent) fork(path string, argv []string, foreground bool) (int, error) {
+// fork starts path in a process group of its own, with our standard streams and fds
+// after them. Its environment and directory are the agent's, which are the supervisor's.
+func (a *agent) fork(path string, argv []string, foreground bool, fds ...uintptr) (int, error) {
 	attr := &syscall.ProcAttr{
 		Env:   os.Environ(),
-		Files: []uintptr{0, 1, 2},
+		Files: append([]uintptr{0, 1, 2}, fds...),
 		Sys:   &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL},
 	}
 	if tty := a.terminal.File(); foreground && tty != nil {

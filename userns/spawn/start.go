@@ -28,7 +28,7 @@ type Config struct {
 	// Env is its environment; nil: our own.
 	Env []string
 	// Files become its descriptors 0, 1, 2 …, and it gets no others; nil, and what
-	// is missing up to 2, is /dev/null. At most 64. They stay the caller's.
+	// is missing up to 2, is /dev/null. At most 16. They stay the caller's.
 	Files []*os.File
 	// Dir is its working directory; empty: ours.
 	Dir string

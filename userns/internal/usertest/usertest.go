@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,7 +30,9 @@ func AsUser(t *testing.T, env ...string) bool {
 	}
 	cmd := Command(t, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=2m")
 	cmd.Env = append(cmd.Env, env...)
+	runtime.LockOSThread() // the parent-death signal follows the thread
 	out, err := cmd.CombinedOutput()
+	runtime.UnlockOSThread()
 	if err != nil {
 		t.Errorf("as an ordinary user: %v\n%s", err, out)
 	} else if !strings.Contains(string(out), "--- PASS: "+t.Name()) {

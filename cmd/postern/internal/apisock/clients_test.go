@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -125,14 +127,17 @@ func newBound(t *testing.T) bound {
 func TestSamePort(t *testing.T) {
 	const clients = 100
 	ports := newBound(t)
-	free, err := ports.Registry.Add(portdriver.Spec{Container: portdriver.Side{Port: 80}})
+	// An address that nobody else has: who gets the port there once it is free again is
+	// one of ours.
+	own := netip.AddrFrom4([4]byte{127, byte(1 + rand.IntN(254)), byte(rand.IntN(256)), byte(1 + rand.IntN(254))})
+	free, err := ports.Registry.Add(portdriver.Spec{Host: portdriver.Side{Addr: own}, Container: portdriver.Side{Port: 80}})
 	if err == nil {
 		err = ports.Registry.Remove(free.ID)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec := port.Spec{Proto: "tcp", ParentPort: int(free.Spec.Host.Port), ChildPort: 80}
+	spec := port.Spec{Proto: "tcp", ParentIP: own.String(), ParentPort: int(free.Spec.Host.Port), ChildPort: 80}
 	socket := listen(t, ports)
 	var won, lost atomic.Int32
 	var all sync.WaitGroup
@@ -276,13 +281,15 @@ func TestSlowChange(t *testing.T) {
 	}
 }
 
-// leaving tells how each Add ended.
+// leaving tells when each Add began and how it ended.
 type leaving struct {
 	*apitest.Ports
+	began chan struct{}
 	ended chan error
 }
 
 func (l leaving) Add(ctx context.Context, specs []portdriver.Spec) ([]portdriver.Rule, error) {
+	l.began <- struct{}{}
 	rules, err := l.Ports.Add(ctx, specs)
 	l.ended <- err
 	return rules, err
@@ -290,11 +297,15 @@ func (l leaving) Add(ctx context.Context, specs []portdriver.Spec) ([]portdriver
 
 // TestClientLeaves: a change whose client is gone is given up.
 func TestClientLeaves(t *testing.T) {
-	ports := leaving{&apitest.Ports{Delay: make(chan struct{})}, make(chan error, 1)}
+	ports := leaving{&apitest.Ports{Delay: make(chan struct{})}, make(chan struct{}, 1), make(chan error, 1)}
 	c := apisock.NewClient(listen(t, ports))
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if _, err := c.AddPorts(ctx, []string{"8080:80"}); !errors.Is(err, context.DeadlineExceeded) {
+	go func() {
+		<-ports.began
+		cancel()
+	}()
+	if _, err := c.AddPorts(ctx, []string{"8080:80"}); !errors.Is(err, context.Canceled) {
 		t.Fatalf("AddPorts = %v", err)
 	}
 	select {

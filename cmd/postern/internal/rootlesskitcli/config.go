@@ -62,12 +62,22 @@ func (i *Invocation) ignored(n *notes) {
 	}
 }
 
-// configurePorts gives ports to a network that has an engine to serve them.
+// configurePorts gives ports to the network, if its kind has any.
 func (i *Invocation) configurePorts(cfg *supervisor.RunConfig, ipv6 bool, n *notes) error {
-	if cfg.Net != supervisor.NetEngine && i.ports.driver != "none" {
-		return fmt.Errorf("--port-driver=%s: there is nothing to publish with --net=%s; use --port-driver=none, or another network", i.ports.driver, i.network.driver)
+	if err := i.ports.checkDriver(); err != nil {
+		return err
 	}
-	return i.ports.configure(cfg, ipv6, n)
+	if err := checkFit(i.network.driver, i.ports.driver); err != nil {
+		return err
+	}
+	if err := i.ports.configure(cfg, ipv6, n); err != nil {
+		return err
+	}
+	if cfg.Net == supervisor.NetNone && i.ports.driver == "builtin" {
+		// The only one that needs no interface in there.
+		cfg.PortDriver = supervisor.PortDriverSplice
+	}
+	return nil
 }
 
 func (f *processFlags) configure(cfg *supervisor.RunConfig, _ *notes) error {

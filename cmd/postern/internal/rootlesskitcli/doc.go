@@ -20,9 +20,15 @@
 //
 // Where they differ, ours is the safer or the wider: a state directory is closed to
 // others and what we do not know in it stays; a user without subordinate ids gets his
-// own id only, not an error; without a process of their own to run, the drivers need
-// not fit the network (--net=slirp4netns --port-driver=implicit works); 126, 127 and
-// 128 and the signal's number are exit codes of the command as for postern run. What
-// cannot be had is refused by name: lxc-user-nic, SCTP, ports without a network, an unknown
-// propagation.
+// own id only, not an error; 126, 127 and 128 and the signal's number are exit codes of
+// the command as for postern run. What cannot be had is refused by name: lxc-user-nic,
+// SCTP, an unknown propagation.
+//
+// Networks and port drivers go together as they do there (fits.go), and every driver
+// goes with --net=postern. With --net=none, "builtin" takes ports to the command's
+// loopback, where there is nothing else. "implicit" has what pasta has: the command's
+// listeners, under the same number, on all addresses of the host. But pasta binds all
+// addresses for a listener on a loopback address too, to which it then takes the host's
+// own clients only; here, such a port is not open to others in the first place. IPv6 is
+// published with --ipv6, and on ::1 without.
 package rootlesskitcli

@@ -56,7 +56,7 @@ OPTIONS:
     --lxc-user-nic-bridge value            (default: "lxcbr0")
 
   Port:
-    --port-driver value                    port driver for non-host network [none, implicit, builtin; slirp4netns, gvisor-tap-vsock, pesto (all served by postern)] (default: "none")
+    --port-driver value                    port driver for non-host network [none, implicit (for pasta, postern), builtin; slirp4netns, gvisor-tap-vsock, pesto (all served by postern)] (default: "none")
     --publish value, -p value              publish ports. e.g. "127.0.0.1:8080:80/tcp"; without an address (":8080:80/tcp") on all addresses of this host
     --source-ip-transparent                servers see the client's address, always (default: true)
     --source-ip-transparent-backend value  [auto, nft, iptables] no firewall is needed (default: "auto")

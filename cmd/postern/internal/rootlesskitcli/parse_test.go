@@ -146,7 +146,13 @@ func TestConfig(t *testing.T) {
 		"--net=pasta --port-driver=implicit": func(c *supervisor.RunConfig) {
 			engine(c)
 			published(c, "")
-			c.PublishAuto, c.RootlessKit.DriverName = true, "implicit"
+			c.PublishAuto, c.RootlessKit.AutoEverywhere, c.RootlessKit.DriverName = true, true, "implicit"
+		},
+		"--net=none --port-driver=builtin -p 127.0.0.1:8080:80/tcp": func(c *supervisor.RunConfig) {
+			c.Net = supervisor.NetNone
+			published(c, "127.0.0.1")
+			c.PortDriver = supervisor.PortDriverSplice
+			c.Publish = []portdriver.Spec{spec("tcp", "127.0.0.1", 8080, "127.0.0.1", 80)}
 		},
 		"--net=slirp4netns --port-driver slirp4netns -p 127.0.0.1:8080:80/udp": func(c *supervisor.RunConfig) {
 			engine(c)
@@ -168,40 +174,44 @@ func TestConfig(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	tests := map[string]string{
-		"--nonsense":                              "flag provided but not defined: -nonsense",
-		"--mtu":                                   "flag needs an argument: -mtu",
-		"--mtu=x true":                            `invalid value "x" for flag -mtu`,
-		"--pidns=maybe true":                      `invalid boolean value "maybe" for -pidns`,
-		"--net=host":                              "no command specified",
-		"--print-semver=all":                      "want major, minor or patch",
-		"--net=lxc-user-nic true":                 "--net=lxc-user-nic: the bridge",
-		"--net=bridge true":                       "unknown network mode: bridge",
-		"--mtu=-1 true":                           "--mtu -1: ",
-		"--net=postern --mtu=9 true":              "--mtu 9: want 68 to 65520",
-		"--net=postern --mtu=65522 true":          "--mtu 65522: ",
-		"--cidr=10.0.0.0/24 true":                 "--cidr: not supported for --net=host",
-		"--net=none --ifname=x true":              "--ifname: not supported for --net=none",
-		"--net=postern --cidr=10.0.2.100/24 true": `--cidr "10.0.2.100/24": want the address`,
-		"--net=postern --cidr=fd00::/64 true":     `--cidr "fd00::/64": want the address of an IPv4`,
-		"--net=postern --cidr=10.0.0.0/31 true":   "--cidr: ",
-		"--port-driver=builtin true":              "nothing to publish with --net=host",
-		"--net=none --port-driver=builtin true":   "nothing to publish with --net=none",
-		"--net=postern --port-driver=pasta true":  `did you mean "pesto"?`,
-		"--net=postern --port-driver=fast true":   "unknown port driver: fast",
-		"--net=postern -p 80:80/tcp true":         "--port-driver=none",
+		"--nonsense":                                    "flag provided but not defined: -nonsense",
+		"--mtu":                                         "flag needs an argument: -mtu",
+		"--mtu=x true":                                  `invalid value "x" for flag -mtu`,
+		"--pidns=maybe true":                            `invalid boolean value "maybe" for -pidns`,
+		"--net=host":                                    "no command specified",
+		"--print-semver=all":                            "want major, minor or patch",
+		"--net=lxc-user-nic true":                       "--net=lxc-user-nic: the bridge",
+		"--net=bridge true":                             "unknown network mode: bridge",
+		"--mtu=-1 true":                                 "--mtu -1: ",
+		"--net=postern --mtu=9 true":                    "--mtu 9: want 68 to 65520",
+		"--net=postern --mtu=65522 true":                "--mtu 65522: ",
+		"--cidr=10.0.0.0/24 true":                       "--cidr: not supported for --net=host",
+		"--net=none --ifname=x true":                    "--ifname: not supported for --net=none",
+		"--net=postern --cidr=10.0.2.100/24 true":       `--cidr "10.0.2.100/24": want the address`,
+		"--net=postern --cidr=fd00::/64 true":           `--cidr "fd00::/64": want the address of an IPv4`,
+		"--net=postern --cidr=10.0.0.0/31 true":         "--cidr: ",
+		"--port-driver=builtin true":                    "--port-driver=builtin does not go with --net=host; use --port-driver=none, or --net=postern or none or",
+		"--detach-netns --port-driver=builtin true":     "does not go with --net=host",
+		"--net=none --port-driver=implicit true":        "use --port-driver=none or builtin, or --net=postern or pasta",
+		"--net=slirp4netns --port-driver=implicit true": "use --port-driver=none or builtin or slirp4netns, or --net=postern or pasta",
+		"--net=pasta --port-driver=builtin -p 127.0.0.1:1:1/tcp true":      "use --port-driver=none or implicit or pesto, or",
+		"--net=none -p 127.0.0.1:1:1/tcp true":                             "use --port-driver=builtin",
+		"--net=postern --port-driver=pasta true":                           `did you mean "pesto"?`,
+		"--net=postern --port-driver=fast true":                            "unknown port driver: fast",
+		"--net=postern -p 80:80/tcp true":                                  "--port-driver=none",
 		"--net=slirp4netns --slirp4netns-sandbox=true --detach-netns true": "conflicts with --detach-netns",
 		"--net=slirp4netns --slirp4netns-sandbox=maybe true":               "--slirp4netns-sandbox \"maybe\"",
 		"--net=slirp4netns --slirp4netns-seccomp=maybe true":               "--slirp4netns-seccomp \"maybe\"",
-		"--reaper=true true":                              "--reaper=true requires --pidns",
-		"--reaper=yes true":                               "--reaper \"yes\"",
-		"--evacuate-cgroup2=x --pidns true":               "requires --pidns and --cgroupns",
-		"--evacuate-cgroup2=../x --pidns --cgroupns true": "want the name of one cgroup",
-		"--subid-source=ldap true":                        "--subid-source \"ldap\"",
-		"--copy-up-mode=overlayfs true":                   "--copy-up-mode \"overlayfs\"",
-		"--copy-up=etc true":                              "--copy-up \"etc\"",
-		"--copy-up=/ true":                                "--copy-up \"/\"",
-		"--propagation=rshared --copy-up=/etc true":       "--propagation=rshared: the tmpfs of --copy-up",
-		"--propagation=none true":                         "--propagation \"none\"",
+		"--reaper=true true":                                               "--reaper=true requires --pidns",
+		"--reaper=yes true":                                                "--reaper \"yes\"",
+		"--evacuate-cgroup2=x --pidns true":                                "requires --pidns and --cgroupns",
+		"--evacuate-cgroup2=../x --pidns --cgroupns true":                  "want the name of one cgroup",
+		"--subid-source=ldap true":                                         "--subid-source \"ldap\"",
+		"--copy-up-mode=overlayfs true":                                    "--copy-up-mode \"overlayfs\"",
+		"--copy-up=etc true":                                               "--copy-up \"etc\"",
+		"--copy-up=/ true":                                                 "--copy-up \"/\"",
+		"--propagation=rshared --copy-up=/etc true":                        "--propagation=rshared: the tmpfs of --copy-up",
+		"--propagation=none true":                                          "--propagation \"none\"",
 	}
 	for line, want := range tests {
 		_, _, err := configured(strings.Fields(line)...)

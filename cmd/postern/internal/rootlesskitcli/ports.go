@@ -24,6 +24,18 @@ var target = map[string]netip.Addr{
 	"gvisor-tap-vsock": {},
 }
 
+// checkDriver refuses names that RootlessKit does not know either.
+func (f *portFlags) checkDriver() error {
+	_, known := target[f.driver]
+	switch {
+	case f.driver == "pasta":
+		return fmt.Errorf(`unknown port driver "pasta": did you mean "pesto"?`)
+	case !known && f.driver != "none":
+		return fmt.Errorf("unknown port driver: %.64s (want none, implicit, builtin, slirp4netns, gvisor-tap-vsock or pesto)", f.driver)
+	}
+	return nil
+}
+
 // configure sets the ports of an instance with a network. ipv6 says that this host
 // has IPv6.
 func (f *portFlags) configure(cfg *supervisor.RunConfig, ipv6 bool, notes *notes) error {
@@ -34,18 +46,14 @@ func (f *portFlags) configure(cfg *supervisor.RunConfig, ipv6 bool, notes *notes
 		cfg.PortDriver = supervisor.PortDriverNone
 		return nil
 	}
-	child, known := target[f.driver]
+	child := target[f.driver]
 	cfg.PortDriver = supervisor.PortDriverAuto
 	cfg.RootlessKit.Everywhere, cfg.RootlessKit.Child = true, child
 	switch {
-	case f.driver == "pasta":
-		return fmt.Errorf(`unknown port driver "pasta": did you mean "pesto"?`)
-	case !known:
-		return fmt.Errorf("unknown port driver: %.64s (want none, implicit, builtin, slirp4netns, gvisor-tap-vsock or pesto)", f.driver)
 	case f.driver == "implicit":
-		cfg.PublishAuto = true
+		cfg.PublishAuto, cfg.RootlessKit.AutoEverywhere = true, true
 		cfg.RootlessKit.DriverName = f.driver // Docker and nerdctl leave ports alone where they read that
-		notes.warn("--port-driver=implicit publishes on this host's loopback addresses what the command listens on")
+		notes.debug("--port-driver=implicit: what the command listens on is published on all addresses of this host, or on its loopback")
 	case f.driver != "builtin":
 		notes.warn("--port-driver=" + f.driver + " is served by postern's own driver")
 	}

@@ -238,7 +238,7 @@ func TestRemoveFails(t *testing.T) {
 // TestReading is how a request may arrive.
 func TestReading(t *testing.T) {
 	g := newGate(os.Getuid())
-	g.patience = 200 * time.Millisecond
+	g.patience = 2 * time.Second // enough for a client of ours that has to wait for the processor
 	path := startGate(t, &apitest.Ports{}, g)
 	broken := badRequest("cannot parse JSON")
 	tooLarge := badRequest("too large message")
@@ -305,11 +305,12 @@ func drained(t *testing.T, c *net.UnixConn) {
 // are served only make others wait that long.
 func TestSilentClients(t *testing.T) {
 	g := newGate(os.Getuid())
-	g.patience = 300 * time.Millisecond
+	g.patience = 2 * time.Second // enough for the last client, who has to wait for the processor
 	path := startGate(t, &apitest.Ports{}, g)
 	for range 2 * maxConns {
 		c := dial(t, path)
-		if _, err := io.WriteString(c, `{"execute":`); err != nil {
+		// EPIPE: this one was silent for too long already.
+		if _, err := io.WriteString(c, `{"execute":`); err != nil && !errors.Is(err, unix.EPIPE) {
 			t.Fatal(err)
 		}
 	}

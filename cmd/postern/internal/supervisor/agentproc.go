@@ -57,7 +57,7 @@ func startAgent(ctx context.Context, cfg *RunConfig, stateDir string) (*agentPro
 		UTS:       cfg.UTSNS,
 		Cgroup:    cfg.CgroupNS,
 		Argv:      append([]string{agent.Name}, cfg.Command...),
-		Env:       environment(cfg.Env, stateDir, os.Geteuid(), os.Getegid()),
+		Env:       environment(cfg.Env, stateDir, os.Geteuid(), os.Getegid(), cfg.Passed),
 		Files:     []*os.File{cfg.Stdin, cfg.Stdout, cfg.Stderr, theirs},
 		Pdeathsig: unix.SIGKILL,
 	})

@@ -11,12 +11,17 @@ import (
 )
 
 // Attach serves existing namespaces until their process ends, their path no
-// longer leads to them, or a signal asks it to end; or a TAP until it is gone. It must
-// be called on the main thread by the main goroutine.
+// longer leads to them, or a signal asks it to end; or a TAP until it is gone, or a
+// virtual machine until it closes its connection. It must be called on the main thread
+// by the main goroutine.
 func Attach(_ context.Context, cfg AttachConfig) (exitCode int, err error) {
-	if cfg.TAP != nil {
+	switch {
+	case cfg.TAP != nil:
 		defer cfg.TAP.Close() // unless the endpoint has been made of it
 		cfg.Configure = false // that takes the network namespace
+	case cfg.Guest != nil:
+		defer cfg.Guest.Close()
+		cfg.Configure = false
 	}
 	if err := prepare(&cfg.Config); err != nil {
 		return ExitFailed, err
@@ -45,7 +50,7 @@ func Attach(_ context.Context, cfg AttachConfig) (exitCode int, err error) {
 
 // openTarget opens the namespaces; nil without an error if there are none to enter.
 func openTarget(cfg *AttachConfig) (*join.Target, error) {
-	if cfg.TAP != nil {
+	if cfg.TAP != nil || cfg.Guest != nil {
 		return nil, nil
 	}
 	if cfg.NetNS != "" {
@@ -58,21 +63,14 @@ func openTarget(cfg *AttachConfig) (*join.Target, error) {
 // function that it returns ends the waiting, also after an error.
 func (s *session) join(cfg *AttachConfig, target *join.Target) (end func(), err error) {
 	end = func() {}
+	s.describeAttach(cfg)
 	switch {
+	case cfg.Guest != nil:
+		// It may take as long as it likes to connect; whoever asks us to end meanwhile,
+		// or publishes ports, is heard.
+		s.guest = cfg.Guest.start(s.log)
+		return end, s.watch()
 	case cfg.TAP != nil:
-		s.describe([]string{"attach", cfg.TAP.Name()})
-	case cfg.NetNS != "":
-		s.describe([]string{"attach", "--netns", cfg.NetNS})
-	default:
-		s.describe([]string{"attach", strconv.Itoa(cfg.PID)})
-	}
-	if cfg.PID != 0 {
-		_ = s.info.SetChild(cfg.PID) // it may have ended, which the pidfd tells
-	}
-	if cfg.Command != nil {
-		s.info.Command = cfg.Command
-	}
-	if cfg.TAP != nil {
 		if err := s.connectBy(nil, handedOver(cfg.TAP, s.cfg)); err != nil {
 			return end, err
 		}
@@ -85,6 +83,26 @@ func (s *session) join(cfg *AttachConfig, target *join.Target) (end func(), err 
 		return func() {}, err
 	}
 	return end, s.watch()
+}
+
+// describeAttach fills in what the world may know.
+func (s *session) describeAttach(cfg *AttachConfig) {
+	command := cfg.Command
+	switch {
+	case command != nil:
+	case cfg.TAP != nil:
+		command = []string{"attach", cfg.TAP.Name()}
+	case cfg.Guest != nil:
+		command = []string{"attach", cfg.Guest.path}
+	case cfg.NetNS != "":
+		command = []string{"attach", "--netns", cfg.NetNS}
+	default:
+		command = []string{"attach", strconv.Itoa(cfg.PID)}
+	}
+	s.describe(command)
+	if cfg.PID != 0 {
+		_ = s.info.SetChild(cfg.PID) // it may have ended, which the pidfd tells
+	}
 }
 
 // awaitEnd returns a channel that is closed at the target's end.

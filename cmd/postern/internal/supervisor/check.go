@@ -25,7 +25,7 @@ func (c *RunConfig) checkNet() error {
 	case "", NetEngine:
 		return nil
 	case NetNone:
-		if asked {
+		if asked && (!c.lone() || c.PublishAuto || c.Slirp4netnsSocket != "") {
 			return errors.New("publish ports: with --net=none no engine serves the network; use --net=engine")
 		}
 	case NetHost:

@@ -18,6 +18,10 @@ func TestCheck(t *testing.T) {
 		{"none, detached", func(c *RunConfig) { c.Net, c.DetachNetNS = NetNone, true }, ""},
 		{"publish", func(c *RunConfig) { c.Publish = make([]portdriver.Spec, 1) }, ""},
 		{"publish without an engine", func(c *RunConfig) { c.Net, c.Publish = NetNone, make([]portdriver.Spec, 1) }, "--net=none"},
+		{"publish from inside", func(c *RunConfig) {
+			c.Net, c.Publish, c.PortDriver = NetNone, make([]portdriver.Spec, 1), PortDriverSplice
+		}, ""},
+		{"follow listeners without a network", func(c *RunConfig) { c.Net, c.PublishAuto, c.PortDriver = NetNone, true, PortDriverSplice }, "--net=none"},
 		{"publish on the host", func(c *RunConfig) { c.Net, c.Publish = NetHost, make([]portdriver.Spec, 1) }, "--net=host"},
 		{"follow listeners on the host", func(c *RunConfig) { c.Net, c.PublishAuto = NetHost, true }, "--net=host"},
 		{"slirp4netns's socket without an engine", func(c *RunConfig) { c.Net, c.Slirp4netnsSocket = NetNone, "/s" }, "--net=none"},

@@ -12,7 +12,7 @@ import (
 // nobody but the agent lives in the user namespace. It has to belong to that user
 // namespace, or joining it fails.
 func (s *session) detached(files []*os.File) error {
-	if s.net.target != nil || !s.kind.served() {
+	if s.net.target != nil || !s.kind.hasEngine() {
 		return nil
 	}
 	if len(files) != 1 {
@@ -29,7 +29,7 @@ func (s *session) detached(files []*os.File) error {
 
 // connect connects the network namespace of a target.
 func (s *session) connect(target *join.Target) error {
-	return s.connectBy(target, func() (endpoint, string, error) { return openEndpoint(target, s.cfg) })
+	return s.connectBy(target, s.maker(target))
 }
 
 // connectBy connects the network and passes on what the user should know.

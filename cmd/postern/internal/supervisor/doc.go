@@ -24,12 +24,18 @@
 // fetched when it has come.
 //
 // With NetNone and NetHost there is no engine, no endpoint and no port driver: the
-// command starts when the agent is ready (unserved.go).
+// command starts when the agent is ready (unserved.go). NetNone with
+// PortDriverSplice has an engine for published ports, whose endpoint leads nowhere
+// (lone.go).
+//
+// Descriptors that are passed through go to the agent with its orders and become the
+// command's from 3 on (passed.go); nobody keeps a copy.
 //
 // A TAP that a caller hands over takes the place of namespaces: nothing can be made or
 // changed in there then, so there are neither the express path nor sockets of the
 // container, published ports go through netstack, and the end of the TAP is the
-// instance's (tapfd.go).
+// instance's (tapfd.go). So it is with a virtual machine that connects to a socket of
+// ours; until it does there is an engine that waits for its configuration (guest.go).
 //
 // After that one goroutine, locked to the main thread, waits for events in a
 // select and acts on them; other goroutines only turn blocking calls into events
@@ -168,6 +174,8 @@ type RunConfig struct {
 	// processes are moved to, so that controllers can be delegated; "" for none. It
 	// needs PIDNS and CgroupNS (evacuate.go).
 	EvacuateCgroup2 string
+	// Passed are descriptors for the command beside its standard streams.
+	Passed Passed
 	// Subids is where subordinate ids are looked up; "" is SubidAuto.
 	Subids SubidSource
 }
@@ -191,14 +199,15 @@ type Net string
 const (
 	// NetEngine is a new network namespace that an engine serves.
 	NetEngine Net = "engine"
-	// NetNone is a new network namespace with a loopback interface only.
+	// NetNone is a new network namespace with a loopback interface only. With
+	// PortDriverSplice, ports can be published to servers on it.
 	NetNone Net = "none"
 	// NetHost is the network namespace that postern was started in.
 	NetHost Net = "host"
 )
 
 // AttachConfig is what Attach needs besides: PID, or NetNS and perhaps UserNS, or
-// all three with Life, or TAP.
+// all three with Life, or TAP, or Guest.
 type AttachConfig struct {
 	Config
 	PID           int
@@ -206,6 +215,10 @@ type AttachConfig struct {
 	// TAP is an open TAP device to serve in place of namespaces that can be entered.
 	// Attach takes it over.
 	TAP *os.File
+	// Guest is where a virtual machine connects that is served in place of namespaces.
+	// Config.MAC is its hardware address then; zero: the one that it sends from. Attach
+	// closes it.
+	Guest *GuestSocket
 	// Life is a pidfd of the process PID, for namespaces that are reached by NetNS
 	// and UserNS although they have a process; its end ends the instance. It stays
 	// the caller's.

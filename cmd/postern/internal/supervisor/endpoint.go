@@ -74,7 +74,7 @@ func errnoOf(err error) error {
 // is its owner's to configure, who may be about it at this moment: only the links are
 // brought up.
 func openTAP(t *join.Target, cfg *Config) (endpoint, error) {
-	skipDetection(t, cfg) // a TAP that is up has a carrier from Open on
+	expectAdvertisements(t, cfg) // a TAP that is up has a carrier from Open on
 	s, err := t.Open(join.Request{TAP: cfg.IfName})
 	if err != nil {
 		return endpoint{}, explainInterface(err, cfg.IfName)
@@ -90,7 +90,7 @@ func openTAP(t *join.Target, cfg *Config) (endpoint, error) {
 		want.MTU = 0
 	}
 	if !tap.Persistent {
-		skipDetection(t, cfg) // it is not up yet
+		expectAdvertisements(t, cfg) // it is not up yet
 	}
 	link, err := rtnl.Configure(s.Route, want)
 	if err != nil {

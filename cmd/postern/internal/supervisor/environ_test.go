@@ -12,7 +12,7 @@ func TestEnvironment(t *testing.T) {
 		"POSTERN_STATE_DIR=/s", "ROOTLESSKIT_STATE_DIR=/s", "ROOTLESSKIT_PARENT_EUID=7", "ROOTLESSKIT_PARENT_EGID=8",
 		"A=1", "ROOTLESSKIT_STATE_DIR2=x", "odd", "A=2",
 	}
-	if diff := cmp.Diff(want, environment(user, "/s", 7, 8)); diff != "" {
+	if diff := cmp.Diff(want, environment(user, "/s", 7, 8, Passed{Names: "a"})); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
 	}
 }

@@ -40,6 +40,9 @@ type expressway struct {
 // openExpress sets the express path up, unless the user does not want it. Without it
 // everything works too, so only who asked for it by name is refused.
 func (n *network) openExpress() error {
+	if n.cfg.TCP == tcpNone {
+		return nil
+	}
 	way := apisock.TCP{Path: string(TCPNetstack), Why: "--tcp=netstack"}
 	if n.cfg.TCP != TCPNetstack {
 		path, err := n.installExpress()

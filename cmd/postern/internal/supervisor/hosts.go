@@ -19,6 +19,9 @@ type RootlessKit struct {
 	// Everywhere has ports that a client publishes without an address on the host's
 	// IPv4 addresses, or IPv6 for a protocol of that family, not on the loopback only.
 	Everywhere bool
+	// AutoEverywhere has PublishAuto publish on all addresses of the host what does not
+	// listen on a loopback address only.
+	AutoEverywhere bool
 	// Child is where ports lead to that a client publishes without an address of the
 	// container; the zero Addr: to the container's own.
 	Child netip.Addr

@@ -120,7 +120,7 @@ func (s *session) followListeners() error {
 		Policy: auto.Policy{
 			Addresses: addressesOf(s.cfg), Interface: uint32(s.net.endpoint.index), Exclude: s.cfg.AutoExcept,
 		},
-		Registry: s.ports, Logger: s.log,
+		Registry: s.autoRegistry(), Logger: s.log,
 	})
 	w, err := sockdiag.Watch(sockdiag.Config{Dump: dump, Events: events, Changed: f.Update, Logger: s.log})
 	if err != nil {

@@ -56,6 +56,7 @@ func TestMain(m *testing.M) {
 type order struct {
 	NetNS  string
 	TAP    bool // the descriptor after the others
+	Guest  string
 	Config Config
 }
 
@@ -78,6 +79,13 @@ func sessionMain() int {
 	cfg.ReadyFD, cfg.ExitFD = os.NewFile(readyFD, "ready"), os.NewFile(exitFD, "exit")
 	if o.TAP {
 		cfg.TAP = os.NewFile(tapFD, "tap")
+	}
+	if o.Guest != "" {
+		var err error
+		if cfg.Guest, err = ListenGuest(o.Guest); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 98
+		}
 	}
 	code, err := Attach(context.Background(), cfg)
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 type network struct {
 	cfg    *Config
 	log    *slog.Logger
-	target *join.Target // nil for a TAP that was handed over
+	target *join.Target // nil if there is no namespace to enter
 	make   maker        // nil before connect
 	events chan engineEvent
 	// timer fires when the next engine or endpoint is due.
@@ -199,7 +199,7 @@ func (n *network) ended(ev engineEvent) error {
 		// An engine that came later cannot use the endpoint that its predecessor
 		// could, so that is what has changed.
 		if n.target == nil {
-			return lost(n.endpoint.file, why)
+			return n.endpoint.lost(why)
 		}
 		n.endpoint.close()
 		pause := n.revivals.next(lived)

@@ -64,7 +64,7 @@ func (s *session) enter(ctx context.Context, cfg *RunConfig) error {
 		return err
 	}
 	s.describeRun(cfg)
-	if cfg.Net.served() && !cfg.DetachNetNS { // else the agent sends what to connect, see detached
+	if cfg.Net.hasEngine() && !cfg.DetachNetNS { // else the agent sends what to connect, see detached
 		target, err := join.OpenPID(s.agent.process.PID)
 		if err != nil {
 			return err
@@ -82,7 +82,7 @@ func (s *session) sendSetup(cfg *RunConfig) (err error) {
 		CopyUp:      cfg.CopyUp,
 		PIDNS:       cfg.PIDNS,
 		HostNet:     cfg.Net == NetHost,
-		Loopback:    !cfg.Net.served() && (cfg.Net == NetNone || cfg.DetachNetNS),
+		Loopback:    !cfg.Net.served() && (cfg.Net != NetHost || cfg.DetachNetNS),
 		Reaper:      cfg.reaps(),
 		Cgroup2:     cfg.EvacuateCgroup2 != "",
 	}
@@ -94,13 +94,7 @@ func (s *session) sendSetup(cfg *RunConfig) (err error) {
 	} else if cfg.Net.served() {
 		setup.ResolvConf, setup.Hosts = s.dir.ResolvConf(), s.dir.Hosts()
 	}
-	if tty := s.jobs.terminal.File(); tty != nil {
-		setup.Terminal = true
-		s.agent.send(setup, tty)
-		return nil
-	}
-	s.agent.send(setup)
-	return nil
+	return s.agent.handSetup(setup, s.jobs.terminal.File(), cfg.Passed.Files)
 }
 
 // describeRun fills in what the world may know.

@@ -53,6 +53,7 @@ type session struct {
 	overdue  <-chan time.Time
 	idle     <-chan time.Time // time to give memory back
 	gone     <-chan struct{}  // the attached namespaces' end
+	guest    <-chan arrival   // a virtual machine's connection, nil unless awaited
 	agent    *agentProc       // nil for Attach
 	jobs     jobs
 	furnish  bool // the agent is ready
@@ -69,7 +70,7 @@ func open(cfg *Config, kind Net) (*session, error) {
 		return nil, err
 	}
 	s.net = newNetwork(cfg, s.log)
-	if !kind.served() {
+	if !kind.hasEngine() {
 		return s, nil
 	}
 	if err := s.net.start(); err != nil {
@@ -110,6 +111,9 @@ func logger(cfg *Config) *slog.Logger {
 
 // writeFiles reads the host's resolver configuration and writes the container's.
 func (s *session) writeFiles() (err error) {
+	if !s.kind.served() {
+		return nil // the command keeps the host's
+	}
 	if s.host, err = hostconf.Read(hostconf.Path); err != nil {
 		// Name service fails until the file can be read; the rest works.
 		s.log.Warn("no name servers", "cause", err)
@@ -178,6 +182,8 @@ func (s *session) run() error {
 			s.net.express.nest(s.log)
 		case <-s.gone:
 			s.over = true
+		case guest := <-s.guest:
+			err = s.welcome(guest)
 		case <-s.exitFD.C():
 			s.leave()
 		case <-s.idle:
@@ -186,8 +192,8 @@ func (s *session) run() error {
 			s.agent.send(&handoff.AgentKill{})
 			s.overdue = nil
 		}
-		if errors.Is(err, errTAPGone) {
-			s.log.Info("the network has nobody left", "cause", err)
+		if errors.Is(err, errNobodyLeft) {
+			s.log.Info("the instance is over", "cause", err)
 			return nil
 		}
 		if err != nil {
@@ -217,7 +223,7 @@ func (s *session) engineEvent(ev engineEvent) error {
 // begin starts the command, or announces the attached network, once the engine
 // and, if there is one, the agent are ready.
 func (s *session) begin() error {
-	if s.started || s.kind.served() && !s.net.state().ready || s.agent != nil && !s.furnish {
+	if s.started || s.kind.hasEngine() && !s.net.state().ready || s.agent != nil && !s.furnish {
 		return nil
 	}
 	if err := s.publishInside(); err != nil {

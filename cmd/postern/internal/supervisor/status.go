@@ -18,7 +18,7 @@ func (s *session) describe(command []string) {
 	s.info.Started = time.Now()
 	s.info.Command = command
 	s.info.Addresses = []netip.Addr{} // [] and not null where there are none
-	for _, f := range families(s.cfg.Plan) {
+	for _, f := range families(s.shown()) {
 		s.info.Addresses = append(s.info.Addresses, f.Container)
 	}
 }

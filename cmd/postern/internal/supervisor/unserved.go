@@ -9,15 +9,18 @@ import (
 )
 
 // A network that no engine serves: the host's own, or one with a loopback interface
-// only. Directory, control socket and everything about the command are as ever.
+// only, with published ports (lone.go) or without. Directory, control socket and everything about the command are as ever.
 
 // served reports whether an engine serves the network.
 func (n Net) served() bool { return n == "" || n == NetEngine }
 
 // endpoint is what an instance says of its endpoint.
 func (n Net) endpoint(kind handoff.EndpointKind) string {
-	if n.served() {
+	switch {
+	case n.served():
 		return string(kind)
+	case n == netLone:
+		return string(NetNone)
 	}
 	return string(n)
 }
@@ -29,6 +32,10 @@ func (c *RunConfig) prepare() error {
 	}
 	if c.Net.served() {
 		return prepare(&c.Config)
+	}
+	if c.lone() {
+		c.prepareLone()
+		return nil
 	}
 	c.Plan = netplan.Plan{} // there are no addresses of ours
 	c.PortDriver = PortDriverNone
@@ -44,7 +51,7 @@ func (s *status) unservedInfo() apisock.Info {
 		StateDir:   s.dir,
 		ChildPID:   s.info.ChildPID,
 	}}
-	if s.kind == NetNone {
+	if s.kind != NetHost {
 		info.NetworkDriver = &api.NetworkDriverInfo{Driver: string(NetNone)}
 	}
 	return info
