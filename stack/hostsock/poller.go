@@ -208,12 +208,14 @@ func (r *reader) drain(e entry, events uint32) (got int, left bool) {
 		}
 	}
 	for got < burst {
+		r.courtesy.await(e.socket)
+		start := time.Now()
 		more, errno := r.receive(e.socket)
 		switch errno {
 		case 0:
 			got += r.used
 			r.deliver(e)
-			r.courtesy.makeWay(r.used)
+			r.courtesy.delivered(e.socket, r.used, start)
 			if !more {
 				return got, false
 			}

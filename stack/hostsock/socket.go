@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +47,7 @@ type Socket struct {
 
 	poller *Poller
 	token  uint64
+	rested time.Time // see courtesy; for the poller's goroutine
 }
 
 // option is one setsockopt call. Those that are not needed may fail.

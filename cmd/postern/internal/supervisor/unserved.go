@@ -9,7 +9,8 @@ import (
 )
 
 // A network that no engine serves: the host's own, or one with a loopback interface
-// only, with published ports (lone.go) or without. Directory, control socket and everything about the command are as ever.
+// only, with published ports (lone.go) or without. Directory, control socket and
+// everything about the command are as ever.
 
 // served reports whether an engine serves the network.
 func (n Net) served() bool { return n == "" || n == NetEngine }
