@@ -49,4 +49,7 @@
 // RootlessKit tells both drivers to quit by a message that somebody has to receive,
 // and then waits for them. So neither returns before, once RootlessKit counts on it:
 // the child driver keeps its error until then.
+//
+// A state directory is used again after a crash if the program calls
+// parent.InitStateDir before parent.Parent, as RootlessKit's own main does.
 package rootlesskit

@@ -103,24 +103,3 @@ func (c *Conn) Close() error { return c.sock.Close() }
 // SetDeadline bounds every Send and Recv, those under way too; the zero time
 // lifts it. An exceeded deadline is os.ErrDeadlineExceeded.
 func (c *Conn) SetDeadline(t time.Time) error { return c.sock.SetDeadline(t) }
-
-// PeerCred is the process that made the other end and the ids it had then
-// (SO_PEERCRED, unix(7)), in our own namespaces' terms. For a socket from Pair
-// that is the process that called Pair.
-func (c *Conn) PeerCred() (*unix.Ucred, error) {
-	rc, err := c.sock.SyscallConn()
-	if err != nil {
-		return nil, fmt.Errorf("ask who the control socket's peer is: %w", err)
-	}
-	var cred *unix.Ucred
-	var serr error
-	if err := rc.Control(func(fd uintptr) {
-		cred, serr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return nil, fmt.Errorf("ask who the control socket's peer is: %w", err)
-	}
-	if serr != nil {
-		return nil, fmt.Errorf("ask who the control socket's peer is: %w", serr)
-	}
-	return cred, nil
-}

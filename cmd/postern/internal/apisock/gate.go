@@ -8,7 +8,7 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
+	"github.com/postern-net/postern/userns/fdpass"
 )
 
 // gate is a listener that lets only our user and root in, and only so many.
@@ -32,30 +32,12 @@ func (g *gate) Accept() (net.Conn, error) {
 			<-g.slots
 			return nil, err
 		}
-		if uid, err := peerUID(c); err == nil && (uid == 0 || uid == g.uid) {
+		if peer, err := fdpass.PeerCred(c); err == nil && (peer.Uid == 0 || int(peer.Uid) == g.uid) {
 			return &conn{UnixConn: c, leave: sync.OnceFunc(func() { <-g.slots })}, nil
 		}
 		_ = c.Close()
 		<-g.slots
 	}
-}
-
-// peerUID is the uid of the process at the other end when it connected.
-func peerUID(c *net.UnixConn) (uid int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	ctlErr := raw.Control(func(fd uintptr) {
-		var cred *unix.Ucred
-		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			uid = int(cred.Uid)
-		}
-	})
-	if ctlErr != nil {
-		return 0, ctlErr
-	}
-	return uid, err
 }
 
 // conn gives its slot back when it is closed.

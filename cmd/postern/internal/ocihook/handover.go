@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/postern-net/postern/userns/fdpass"
 )
 
 // Some runtimes' init may not be looked at by its own user while the hooks run
@@ -198,14 +200,9 @@ func (h *Handover) take(conn *net.UnixConn) (n Namespaces, err error) {
 
 // isUser refuses a peer of another user. Root in the container is the user here.
 func isUser(conn *net.UnixConn) error {
-	raw, err := conn.SyscallConn()
+	cred, err := fdpass.PeerCred(conn)
 	if err != nil {
-		return fmt.Errorf("examine the peer: %w", err)
-	}
-	var cred *unix.Ucred
-	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err = errors.Join(cerr, err); err != nil {
-		return fmt.Errorf("examine the peer: %w", err)
+		return err
 	}
 	if int(cred.Uid) != os.Geteuid() {
 		return fmt.Errorf("the peer is uid %d, not us", cred.Uid)

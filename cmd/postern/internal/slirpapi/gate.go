@@ -1,12 +1,11 @@
 package slirpapi
 
 import (
-	"errors"
 	"net"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/postern-net/postern/userns/fdpass"
 )
 
 // maxConns is how many clients are served at the same time; the others wait in the
@@ -33,8 +32,8 @@ func newGate(uid int) *gate {
 
 // enter reports whether a client may be served.
 func (g *gate) enter(c *net.UnixConn) bool {
-	uid, err := peerUID(c)
-	if err != nil || uid != 0 && uid != g.uid {
+	peer, err := fdpass.PeerCred(c)
+	if err != nil || peer.Uid != 0 && int(peer.Uid) != g.uid {
 		return false
 	}
 	g.mu.Lock()
@@ -62,21 +61,4 @@ func (g *gate) close() {
 		_ = c.Close()
 	}
 	g.conns = nil
-}
-
-// peerUID is the uid, in our user namespace, of the process that connected.
-func peerUID(c *net.UnixConn) (int, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err := errors.Join(err, credErr); err != nil {
-		return 0, err
-	}
-	return int(cred.Uid), nil
 }

@@ -16,9 +16,8 @@ type Lookup func(addressOrInterface string) ([]netip.Addr, error)
 
 // Attach returns the configuration that the options mean. What concerns the process
 // is the caller's to fill in: descriptors, the TAP and the virtual machine's socket among
-// them, directories, streams
-// and the log's level. The notes are lines for the user: what was asked for and is
-// not given to the letter.
+// them, directories, streams and the log's level. The notes are lines for the user: what
+// was asked for and is not given to the letter.
 func (o *Options) Attach(lookup Lookup) (cfg supervisor.AttachConfig, notes []string, err error) {
 	cfg.Command = o.command()
 	cfg.Endpoint = o.endpoint()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-net/postern/proto/handoff"
+	"github.com/postern-net/postern/userns/fdpass"
 )
 
 // A virtual machine's interface can be a unix socket of the type SOCK_SEQPACKET that
@@ -138,14 +139,14 @@ func (g *GuestSocket) accept(log *slog.Logger) (*os.File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("accept the virtual machine's connection on %.128q: %w", g.path, errnoOf(err))
 		}
-		uid, err := peerUID(conn)
-		if err == nil && g.admits(uid) {
+		peer, err := fdpass.PeerCred(conn)
+		if err == nil && g.admits(int(peer.Uid)) {
 			f, err := conn.File() // another descriptor of it
 			_ = conn.Close()
 			return f, err
 		}
 		_ = conn.Close()
-		log.Warn("a connection was refused that is not our user's", "uid", uid, "cause", err, "path", g.path)
+		log.Warn("a connection was refused that is not our user's", "peer", peer, "cause", err, "path", g.path)
 	}
 }
 
@@ -164,23 +165,6 @@ func noRoom(err error) bool {
 		}
 	}
 	return false
-}
-
-// peerUID is the uid, in our user namespace, of who connected.
-func peerUID(c *net.UnixConn) (uid int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err := errors.Join(err, credErr); err != nil {
-		return -1, err
-	}
-	return int(cred.Uid), nil
 }
 
 // Close ends the waiting and removes the socket's file, if it still is ours. A
