@@ -17,8 +17,8 @@ import (
 	"github.com/postern-net/postern/portdriver/internal/bind"
 )
 
-// first is the first descriptor that is passed, SD_LISTEN_FDS_START.
-const first = 3
+// First is the first descriptor that is passed, SD_LISTEN_FDS_START.
+const First = 3
 
 // maxFDs bounds how many descriptors are taken over; systemd's own units stay far
 // below.
@@ -53,15 +53,15 @@ type Inherited struct {
 // an error, after which all of them are closed. It must be called once, before the
 // program opens anything that could get their numbers.
 func Take(getenv func(string) string, pid int) ([]Inherited, error) {
-	if getenv("LISTEN_PID") != strconv.Itoa(pid) || getenv("LISTEN_FDS") == "" {
+	n, err := Count(getenv, pid, maxFDs)
+	if err != nil {
+		return nil, fmt.Errorf("inherited listeners: %w", err)
+	}
+	if n == 0 {
 		return nil, nil
 	}
-	n, err := strconv.Atoi(getenv("LISTEN_FDS"))
-	if err != nil || n < 0 || n > maxFDs {
-		return nil, fmt.Errorf("inherited listeners: LISTEN_FDS is %q, want 0 to %d", getenv("LISTEN_FDS"), maxFDs)
-	}
 	// Before anything can fail: the sockets are not for our children.
-	for fd := first; fd < first+n; fd++ {
+	for fd := First; fd < First+n; fd++ {
 		unix.CloseOnExec(fd)
 	}
 	names, err := names(getenv("LISTEN_FDNAMES"), n)
@@ -75,11 +75,26 @@ func Take(getenv func(string) string, pid int) ([]Inherited, error) {
 		if err != nil {
 			Close(all)
 			closeFrom(i, n)
-			return nil, fmt.Errorf("inherited descriptor %d (%q): %w", first+i, names[i], err)
+			return nil, fmt.Errorf("inherited descriptor %d (%q): %w", First+i, names[i], err)
 		}
 		all = append(all, in)
 	}
 	return all, nil
+}
+
+// Count returns how many descriptors were passed to the process pid, from First on: none
+// if the variables are for another process, an error if there are more than most or
+// LISTEN_FDS is no number. getenv is os.Getenv.
+func Count(getenv func(string) string, pid, most int) (int, error) {
+	text := getenv("LISTEN_FDS")
+	if getenv("LISTEN_PID") != strconv.Itoa(pid) || text == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 || n > most {
+		return 0, fmt.Errorf("LISTEN_FDS is %.32q, want 0 to %d", text, most)
+	}
+	return n, nil
 }
 
 // Close closes sockets that were taken over.
@@ -92,7 +107,7 @@ func Close(all []Inherited) {
 // closeFrom closes what was passed and not taken over, from index i on.
 func closeFrom(i, n int) {
 	for ; i < n; i++ {
-		unix.Close(first + i)
+		unix.Close(First + i)
 	}
 }
 
@@ -114,13 +129,13 @@ func names(text string, n int) ([]string, error) {
 
 // take takes over one socket. If it fails the descriptor is still open.
 func take(index int, name string) (Inherited, error) {
-	fd := first + index
+	fd := First + index
 	in := Inherited{Name: name, Index: index}
 	if err := in.inspect(fd); err != nil {
 		return in, err
 	}
 	// The number may be reused once File is closed, so the File has its own.
-	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, first)
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, First)
 	if err != nil {
 		return in, os.NewSyscallError("fcntl", err)
 	}

@@ -59,7 +59,7 @@ func report(all []Inherited, err error) (r taken) {
 	for _, in := range all {
 		r.Sockets = append(r.Sockets, fmt.Sprintf("%d %s %s %v%s dual=%v %s", in.Index, in.Name, in.Network, in.Addr, in.Path, in.Dual, state(in)))
 	}
-	for fd := first; fd < first+4; fd++ {
+	for fd := First; fd < First+4; fd++ {
 		var st unix.Stat_t
 		if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 			continue

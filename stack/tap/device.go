@@ -88,9 +88,6 @@ func adopt(f *os.File, kind Kind) (*Device, error) {
 	f.Close()
 	d := &Device{kind: kind, file: pollable, raw: raw, fd: own, offloads: offloads}
 	d.read.fn = d.tryRead
-	if kind == Seqpacket {
-		d.read.fn = d.tryReceive
-	}
 	return d, nil
 }
 
@@ -211,7 +208,7 @@ func (d *Device) gone() bool {
 func (d *Device) tryRead(fd uintptr) bool {
 	r := &d.read
 	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov[0])), uintptr(len(r.iov)))
+		n, errno := d.get(fd)
 		switch errno {
 		case unix.EINTR:
 			continue
@@ -221,9 +218,19 @@ func (d *Device) tryRead(fd uintptr) bool {
 			}
 			return false
 		}
-		r.n, r.errno = int(n), errno
+		r.n, r.errno = n, errno
 		return true
 	}
+}
+
+// get makes the system call that reads a frame.
+func (d *Device) get(fd uintptr) (n int, errno syscall.Errno) {
+	if d.kind == Seqpacket {
+		return d.receive(fd)
+	}
+	iov := d.read.iov
+	length, _, errno := unix.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	return int(length), errno
 }
 
 // Writev writes one frame. The first iovec must begin with HeaderLen bytes of

@@ -38,31 +38,18 @@ func probeSeqpacket(fd int) (Offloads, error) {
 	return Offloads{}, nil
 }
 
-// tryReceive is the poller's callback of a seqpacket socket: false means wait for
-// readiness. Descriptors that come with a message are closed by the kernel, because no
-// room is offered for them.
-func (d *Device) tryReceive(fd uintptr) bool {
+// receive reads one message. Descriptors that come with it are closed by the kernel,
+// because no room is offered for them.
+func (d *Device) receive(fd uintptr) (n int, errno syscall.Errno) {
 	r := &d.read
 	r.msg = unix.Msghdr{Iov: &r.iov[0]}
 	r.msg.SetIovlen(len(r.iov))
-	for {
-		// MSG_TRUNC: the length of the message, not of what fitted (recv(2)).
-		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&r.msg)), unix.MSG_DONTWAIT|unix.MSG_TRUNC)
-		switch errno {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			if r.idle != nil {
-				r.idle()
-			}
-			return false
-		}
-		r.n, r.errno = int(n), errno
-		if errno == 0 && n == 0 && hungUp(int(fd)) {
-			r.errno = unix.ECONNRESET
-		}
-		return true
+	// MSG_TRUNC: the length of the message, not of what fitted (recv(2)).
+	length, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&r.msg)), unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+	if errno == 0 && length == 0 && hungUp(int(fd)) {
+		errno = unix.ECONNRESET
 	}
+	return int(length), errno
 }
 
 // hungUp tells the end of the connection from an empty message, which anybody may send.

@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/postern-net/postern/portdriver/activation"
 	"github.com/postern-net/postern/proto/handoff"
 	"github.com/postern-net/postern/userns/agent"
 	"github.com/postern-net/postern/userns/seam"
@@ -24,29 +24,26 @@ type Passed struct {
 	Names string
 }
 
-// firstPassed is the first descriptor that is passed, SD_LISTEN_FDS_START.
-const firstPassed = 3
-
 // TakePassed takes over what was passed to the process pid, the caller's own, whatever
 // kind of descriptor it is. getenv is os.Getenv. There is nothing if LISTEN_PID is
 // another process's. It must be called once, before descriptors are made
 // close-on-exec.
 func TakePassed(getenv func(string) string, pid int) (Passed, error) {
-	if getenv("LISTEN_PID") != strconv.Itoa(pid) || getenv("LISTEN_FDS") == "" {
+	n, err := activation.Count(getenv, pid, agent.MaxPassed)
+	if err != nil {
+		return Passed{}, fmt.Errorf("pass descriptors on: %w", err)
+	}
+	if n == 0 {
 		return Passed{}, nil
 	}
-	n, err := strconv.Atoi(getenv("LISTEN_FDS"))
-	if err != nil || n < 0 || n > agent.MaxPassed {
-		return Passed{}, fmt.Errorf("pass descriptors on: LISTEN_FDS is %.32q, want 0 to %d", getenv("LISTEN_FDS"), agent.MaxPassed)
-	}
 	p := Passed{Names: getenv("LISTEN_FDNAMES")}
-	for fd := firstPassed; fd < firstPassed+n; fd++ {
+	for fd := activation.First; fd < activation.First+n; fd++ {
 		// What is close-on-exec did not come with the process.
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
 			return Passed{}, fmt.Errorf("pass descriptors on: LISTEN_FDS is %d, but descriptor %d is not open", n, fd)
 		}
 	}
-	for fd := firstPassed; fd < firstPassed+n; fd++ {
+	for fd := activation.First; fd < activation.First+n; fd++ {
 		p.Files = append(p.Files, os.NewFile(uintptr(fd), fmt.Sprint("passed ", fd)))
 	}
 	return p, nil
