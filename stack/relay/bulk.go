@@ -17,8 +17,7 @@ func (f *Flow) moveBulk(i, most int) int {
 	n, errno := splice(src.fd, p.w, min(most, p.size))
 	if errno == 0 && n > 0 {
 		p.n, d.pipe = n, p
-		// Small pieces fill the pipe's slots: those are better copied together.
-		d.bulk = n >= messageLen
+		d.took(n)
 		return f.drain(i)
 	}
 	l.putPipe(p)
@@ -46,7 +45,7 @@ func (f *Flow) drain(i int) int {
 	}
 	d.add(n)
 	f.loop.shared.spliced.Add(uint64(n))
-	f.loop.naps = bulkNaps
+	f.streamed(i, n)
 	d.pipe.n -= n
 	if d.pipe.n == 0 {
 		f.loop.putPipe(d.pipe)

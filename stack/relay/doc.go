@@ -36,6 +36,12 @@
 // empty. What splice(2) says other than a count is not believed: it cannot tell urgent
 // data from an end of stream, so a plain read follows that decides.
 //
+// A direction that brings more than a loop can take without a pause, and no answers
+// the other way, is a stream. It is read by the clock, ten thousand times a second,
+// instead of on events (see clocked). Everything else is moved at the event, because
+// somebody may be waiting for the end of it. In both relays the end of a burst is
+// acknowledged at once (see quickAck).
+//
 // # Ends
 //
 // In both relays each direction ends by itself: an end of stream is passed on as a

@@ -26,12 +26,13 @@ type hostReader struct {
 	poll func(fd uintptr) bool
 	take func(fd uintptr) bool
 
-	bulk bool
-	n    int               // out: bytes available
-	msg  *[messageLen]byte // the bytes, if they were read already
-	at   int               // how many of them are given out
-	buf  []byte            // in: what take fills
-	err  error             // out
+	bulk  bool
+	burst bool              // there was a full read since the socket had nothing
+	n     int               // out: bytes available
+	msg   *[messageLen]byte // the bytes, if they were read already
+	at    int               // how many of them are given out
+	buf   []byte            // in: what take fills
+	err   error             // out
 }
 
 func newHostReader(raw syscall.RawConn) *hostReader {
@@ -63,11 +64,15 @@ func (r *hostReader) tryPoll(fd uintptr) bool {
 	n, err := read(fd, msg[:])
 	if n > 0 {
 		r.n, r.err, r.msg, r.at, r.bulk = n, nil, msg, 0, n == messageLen
+		if r.burst = r.burst || r.bulk; !r.bulk {
+			r.paused(fd)
+		}
 		return true
 	}
 	messages.Put(msg)
 	switch {
 	case err == unix.EAGAIN:
+		r.paused(fd)
 		return false
 	case err != 0:
 		r.err = err
@@ -75,6 +80,14 @@ func (r *hostReader) tryPoll(fd uintptr) bool {
 		r.err = io.EOF
 	}
 	return true
+}
+
+// paused acknowledges the end of a burst, see quickAck.
+func (r *hostReader) paused(fd uintptr) {
+	if r.burst {
+		quickAck(int32(fd))
+	}
+	r.burst = false
 }
 
 // readFull fills b with bytes that wait promised.

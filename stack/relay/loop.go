@@ -27,21 +27,22 @@ type Loop struct {
 	closed bool
 
 	// The rest is the thread's own.
-	events [maxEvents]unix.EpollEvent
-	spare  []func() // the slice that orders becomes next
-	later  []func() // from Later
-	looks  int      // how often to look for events before blocking
-	naps   int      // the same, with a nap each
-	ending bool     // new flows are reset
-	slots  slots
-	timers timers
-	ready  queue // flows that have something to do
-	pipes  []*pipe
-	paused time.Time // no pipe is tried before
-	free   []*message
-	held   int // messages that flows hold
-	msg    *message
-	big    []byte // for peeking
+	events  [maxEvents]unix.EpollEvent
+	spare   []func() // the slice that orders becomes next
+	later   []func() // from Later
+	looks   int      // how often to look for events before blocking
+	blocks  uint64   // how often it has blocked
+	ending  bool     // new flows are reset
+	slots   slots
+	timers  timers
+	clocked clocked
+	ready   queue // flows that have something to do
+	pipes   []*pipe
+	paused  time.Time // no pipe is tried before
+	free    []*message
+	held    int // messages that flows hold
+	msg     *message
+	big     []byte // for peeking
 }
 
 // message is the memory of one read.
@@ -185,6 +186,7 @@ func (l *Loop) dispatch(ev *unix.EpollEvent) {
 // turn gives each flow that has something to do one turn. What becomes ready
 // meanwhile waits for the next one, and new events are looked at before.
 func (l *Loop) turn() {
+	l.tick()
 	for n := l.ready.len; n > 0; n-- {
 		f := l.ready.pop()
 		if f.serve() {

@@ -22,6 +22,7 @@ type shared struct {
 	spliced atomic.Uint64
 	copied  atomic.Uint64
 	refused atomic.Uint64
+	clocked atomic.Uint64
 }
 
 // Stats is what the loops hold and have counted.
@@ -33,6 +34,8 @@ type Stats struct {
 	// PipesRefused is how often bulk data was copied because no pipe could be had:
 	// all were in use, or the kernel refused one.
 	PipesRefused uint64
+	// Clocked is how often a direction began to be read by the clock.
+	Clocked uint64
 }
 
 // NewLoops starts n loops, at least one. More than there are processors are of no use.
@@ -83,6 +86,7 @@ func (ls *Loops) Stats() Stats {
 		Spliced:      ls.shared.spliced.Load(),
 		Copied:       ls.shared.copied.Load(),
 		PipesRefused: ls.shared.refused.Load(),
+		Clocked:      ls.shared.clocked.Load(),
 	}
 	for _, l := range ls.loops {
 		s.Flows += int(l.flows.Load())

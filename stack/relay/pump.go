@@ -16,7 +16,13 @@ type direction struct {
 	msg     *message // the memory of pending; nil when that is a Prefix
 	pipe    *pipe    // has bytes in it
 	bulk    bool     // the last read was full: splice
+	burst   bool     // one was since the direction had nothing to read
 	copies  bool     // splice(2) refused these sockets
+	clocked bool     // the source is read by the clock
+	raised  bool     // the source's buffer was made large for that
+	idle    int      // how many ticks have brought little
+	run     int      // bytes spliced since the last tick, or since the loop blocked
+	blocks  uint64   // Loop.blocks at that time
 	eof     bool     // the source has no more
 	done    bool     // and the destination knows
 }
@@ -116,7 +122,11 @@ func (f *Flow) moveMessage(i int) int {
 	if errno != 0 || got == 0 {
 		return f.unread(i, got, errno)
 	}
-	d.bulk = got == messageLen
+	d.took(got)
+	if !d.bulk {
+		f.answered(1 - i)
+		f.paused(i)
+	}
 	if !d.bulk && src.stream && !src.urgent {
 		// The queue was empty. More makes a new event, and after the end of the
 		// stream there is none.
@@ -149,6 +159,7 @@ func (f *Flow) unread(i, n int, errno syscall.Errno) int {
 	case unix.EAGAIN:
 		f.sides[i].readable = false
 		f.dirs[i].bulk = false
+		f.paused(i)
 		return stop
 	case 0:
 		f.dirs[i].eof = true
@@ -156,6 +167,15 @@ func (f *Flow) unread(i, n int, errno syscall.Errno) int {
 	}
 	f.fail(i, "recv", errno)
 	return stop
+}
+
+// paused notes that there is nothing to be read for now.
+func (f *Flow) paused(i int) {
+	d := &f.dirs[i]
+	if d.burst && f.sides[i].stream {
+		quickAck(f.sides[i].fd)
+	}
+	d.burst = false
 }
 
 // movePeeked sends what can be read and then takes from the source what was sent:
@@ -173,7 +193,7 @@ func (f *Flow) movePeeked(i int) int {
 	if errno != 0 {
 		return f.unsent(i, "send", errno)
 	}
-	d.bulk = got >= messageLen
+	d.took(got)
 	d.add(n)
 	l.shared.copied.Add(uint64(n))
 	for rest := n; rest > 0; {
@@ -185,6 +205,13 @@ func (f *Flow) movePeeked(i int) int {
 		rest -= took
 	}
 	return n
+}
+
+// took notes how large a read was. Small pieces fill a pipe's slots: those are better
+// copied together.
+func (d *direction) took(n int) {
+	d.bulk = n >= messageLen
+	d.burst = d.burst || d.bulk
 }
 
 // add counts bytes that the destination took.

@@ -196,6 +196,7 @@ func (f *Flow) fail(i int, call string, errno syscall.Errno) {
 // close ends the flow, with a reset unless both directions ended in order.
 func (f *Flow) close() {
 	f.closed = true
+	f.unclockAll()
 	for i := range f.dirs {
 		f.loop.release(&f.dirs[i])
 	}

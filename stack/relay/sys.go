@@ -73,6 +73,12 @@ func pendingError(fd int32) syscall.Errno {
 	return syscall.Errno(errno)
 }
 
+// quickAck acknowledges what was read at once (TCP_QUICKACK in tcp(7)). It belongs at
+// the end of a burst: the kernel would wait for an answer to send the acknowledgment
+// with, and a sender that measures its rate by acknowledgments (BBR) would take that
+// time for the network's and pace what it sends next.
+func quickAck(fd int32) { _ = setInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1) }
+
 // shutdownWrite is shutdown(2) of the sending half.
 func shutdownWrite(fd int32) syscall.Errno {
 	_, _, errno := unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)

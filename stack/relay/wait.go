@@ -20,9 +20,13 @@ func (l *Loop) wait() int {
 	if !l.ready.empty() || timeout == 0 {
 		return l.poll()
 	}
+	if len(l.clocked.dirs) > 0 {
+		return l.nap()
+	}
 	if n := l.linger(); n > 0 {
 		return n
 	}
+	l.blocks++
 	ms := -1
 	if timeout > 0 {
 		ms = int(min((timeout+time.Millisecond-1)/time.Millisecond, 1<<30))
@@ -34,21 +38,24 @@ func (l *Loop) wait() int {
 	return n
 }
 
-// linger looks for events while bulk data or many flows are on the move.
+// linger looks for events while many flows are on the move.
 func (l *Loop) linger() int {
-	for ; l.naps > 0; l.naps-- {
-		if n := l.poll(); n > 0 {
-			return n
-		}
-		nap := unix.NsecToTimespec(int64(bulkNap)) // a signal may end it early
-		_ = unix.Nanosleep(&nap, nil)
-	}
 	for ; l.looks > 0; l.looks-- {
 		if n := l.poll(); n > 0 {
 			return n
 		}
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 	}
+	return 0
+}
+
+// nap looks for events, and sleeps for a moment if there are none.
+func (l *Loop) nap() int {
+	if n := l.poll(); n > 0 {
+		return n
+	}
+	nap := unix.NsecToTimespec(int64(clockNap)) // a signal may end it early
+	_ = unix.Nanosleep(&nap, nil)
 	return 0
 }
 
