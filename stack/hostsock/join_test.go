@@ -269,8 +269,8 @@ func TestReceiveCouples(t *testing.T) {
 			largest = max(largest, len(m.Payload))
 		}
 	}
-	if largest < 40000 {
-		t.Errorf("trains of %d bytes at most", largest)
+	if largest != maxMessages*1000 {
+		t.Errorf("trains of %d bytes at most, want %d datagrams", largest, maxMessages)
 	}
 }
 

@@ -10,9 +10,10 @@ const (
 	// receiveBuffer takes the largest datagram and the largest super-segment.
 	receiveBuffer = 1 << 16
 
-	// maxMessages is how many messages one recvmmsg takes. It equals what one
-	// UDP_SEGMENT send takes, so that a busy flow costs one call each way.
-	maxMessages = maxSegments
+	// maxMessages is how many messages one recvmmsg takes. What it brings is delivered in one
+	// go, to a receive buffer that may hold no more than 90. 64 of them bring 7 % more at full
+	// speed, and twice the loss at two thirds of that.
+	maxMessages = 16
 
 	// fewMessages is what a quiet socket is asked for: with room for two, getting
 	// one says that there is no other, without a further call.

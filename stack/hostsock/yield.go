@@ -14,8 +14,8 @@ const (
 	crowd = 8
 	// pace is what a reader may take for each of a crowd before it gets more: read(2)
 	// of a datagram of 1,400 bytes takes some 1.6 µs here, and we deliver four in that
-	// time. It is 660,000 datagrams a second of one socket.
-	pace = 1500 * time.Nanosecond
+	// time. It is 570,000 datagrams a second of one socket.
+	pace = 1750 * time.Nanosecond
 	// longTurn is what no reader needs for that many, nor a sender for what it sends in
 	// one go (iperf3 has a tick of 1 ms). Whoever keeps the processor for longer has work
 	// of his own, and would get it each time: nobody is made way for then until selfish
@@ -26,10 +26,9 @@ const (
 
 // courtesy lets the readers of what was delivered run before more is delivered: UDP
 // has no other way to hold a sender back. It is for one goroutine. On two processors,
-// with iperf3 -u -l 1400, 3.9 instead of 3.2 Gbit/s arrive outside and 4.2 instead of 3.1
-// inside (-b 0); of 2.57 and 1.93 Gbit/s, which lost 2.2 and 11 %, 0.87 and 0.32 % are lost,
-// and 0.71 and 0.49 % without an engine between (medians of 10). Two busy loops beside it
-// take nothing from that.
+// with iperf3 -u -l 1400, 3.7 instead of 3.2 Gbit/s arrive outside and 3.9 instead of 3.1
+// inside (-b 0); of 2.48 and 1.72 Gbit/s some 0.5 and 0.25 % are lost (two medians each of
+// 10 runs: 0.33, 0.66; 0.17, 0.33), and 0.46 and 0.21 % without an engine between.
 type courtesy struct {
 	resume time.Time
 }
