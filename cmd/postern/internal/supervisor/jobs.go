@@ -3,6 +3,7 @@ package supervisor
 import (
 	"os"
 	"os/signal"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,7 +42,15 @@ type jobs struct {
 	handed bool
 	// interactive says that standard input and output are terminals.
 	interactive bool
+	// echo is until when a SIGCONT is taken for the one that ended our own stop, of
+	// which Go tells us later. The command was continued then; once more could undo
+	// the next stop that the user has typed meanwhile.
+	echo time.Time
 }
+
+// echoTime is ample for a caught signal to reach us. Another SIGCONT in that time
+// has nothing to continue.
+const echoTime = time.Second
 
 // start says whether the command shall start in the foreground.
 func (j *jobs) start() (foreground bool) {
@@ -52,7 +61,10 @@ func (j *jobs) start() (foreground bool) {
 // forward passes a signal on to the command.
 func (j *jobs) forward(s unix.Signal) {
 	if s == unix.SIGCONT {
-		j.resume()
+		if time.Now().After(j.echo) {
+			j.resume()
+		}
+		j.echo = time.Time{}
 		return
 	}
 	// What the terminal sends to our group it means for the whole job.
@@ -73,6 +85,7 @@ func (j *jobs) stopped(s unix.Signal) {
 	_ = term.StopSelf()
 	if s != unix.SIGSTOP {
 		j.resume()
+		j.echo = time.Now().Add(echoTime)
 	}
 	// A command that somebody stopped by SIGSTOP goes on at SIGCONT only.
 }
