@@ -48,8 +48,8 @@ type jobs struct {
 	echo time.Time
 }
 
-// echoTime is ample for a caught signal to reach us. Another SIGCONT in that time
-// has nothing to continue.
+// echoTime is ample for a caught signal to reach us. Another SIGCONT in that time is
+// wanted only if somebody has sent the command SIGSTOP meanwhile, and must be repeated.
 const echoTime = time.Second
 
 // start says whether the command shall start in the foreground.
